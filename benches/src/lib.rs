@@ -1,0 +1,1 @@
+//! benches: see docs/architecture.md.

@@ -1,0 +1,1 @@
+//! cni: see docs/architecture.md.

@@ -1,0 +1,1 @@
+//! ctrl: see docs/architecture.md.

@@ -1,0 +1,1 @@
+//! hugepage-setup: see docs/architecture.md.

@@ -1,0 +1,1 @@
+//! afxdp: see docs/architecture.md.

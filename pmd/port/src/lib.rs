@@ -1,0 +1,13 @@
+//! Frames, the pool they come from, and the port interface that every driver implements.
+//!
+//! A [`Frame`] is an owned packet buffer; exactly one place holds it at any time. A worker takes frames from
+//! its [`PoolCache`], drivers fill and empty them, and whoever ends a packet's life gives the frame back.
+
+pub mod frame;
+pub mod pool;
+pub mod port;
+pub mod prefetch;
+
+pub use frame::{CHUNK, Checksum, Frame, Gso, GsoKind, HEADROOM};
+pub use pool::{FramePool, PoolCache, PoolError, PoolOptions};
+pub use port::{Burst, Capabilities, PortId, PortMode, PortStats, Queue};

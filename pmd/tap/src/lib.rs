@@ -1,0 +1,1 @@
+//! tap: see docs/architecture.md.
