@@ -1,0 +1,60 @@
+//! Egress gateways: which pods' traffic to which destinations leaves where, under which address.
+
+use crate::address::Address;
+use crate::hops::HopId;
+use crate::lpm::Lpm;
+use hashbrown::HashMap;
+use std::sync::Arc;
+
+/// Where a selected flow leaves the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EgressPath {
+    /// On this node.
+    Here,
+    /// On another node, through the overlay.
+    Gateway(HopId),
+    /// No node is a gateway now: the packet is dropped, never sent another way.
+    Nowhere,
+}
+
+/// One EgressGateway as it applies to one pod and family.
+#[derive(Clone, Debug)]
+pub struct EgressRule {
+    /// Object name.
+    pub name: Arc<str>,
+    /// Destinations it covers: `true`, with exceptions as `false`, by longest prefix. `None`: everything outside the cluster.
+    pub destinations: Option<Arc<Lpm<bool>>>,
+    /// Destinations excepted from it when `destinations` is `None`.
+    pub excluded: Arc<Lpm<()>>,
+    /// Where the flow leaves.
+    pub path: EgressPath,
+    /// The source address it gets there.
+    pub address: Address,
+}
+
+impl EgressRule {
+    /// Whether a destination outside the cluster falls under this rule.
+    pub fn covers(&self, destination: Address) -> bool {
+        let wanted = match &self.destinations {
+            None => true,
+            Some(map) => map.lookup(destination).copied().unwrap_or(false),
+        };
+        wanted && self.excluded.lookup(destination).is_none()
+    }
+}
+
+/// All egress rules that concern this node, and the egress addresses it answers for.
+#[derive(Clone, Debug, Default)]
+pub struct Egress {
+    /// Rules by pod address, in object order; pods of this node, and pods elsewhere that leave through this node.
+    pub rules: HashMap<Address, Vec<EgressRule>>,
+    /// Egress addresses this node holds: ARP and ND are answered for them.
+    pub addresses: Vec<Address>,
+}
+
+impl Egress {
+    /// The first rule of a pod that covers a destination.
+    pub fn rule(&self, pod: Address, destination: Address) -> Option<&EgressRule> {
+        self.rules.get(&pod)?.iter().find(|rule| rule.covers(destination))
+    }
+}

@@ -1,0 +1,190 @@
+//! The ways out of this node, each as the exact bytes that go in front of the layer-3 packet.
+//!
+//! A flow entry names its hop by number and remembers the hop's version; numbers may shift between generations (they
+//! follow content order), versions tell when they did, and the flow then asks the routes again.
+
+/// Number of a hop in [`Hops`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct HopId(pub u16);
+
+/// Kind of a way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum HopKind {
+    /// A local pod's port: Ethernet header.
+    Pod,
+    /// The host port: Ethernet header; TTL is left alone.
+    Host,
+    /// Another node through the overlay: Ethernet, IP, UDP, VXLAN, inner Ethernet.
+    Tunnel,
+    /// A neighbour on the uplink: Ethernet header.
+    Uplink,
+    /// No way: the neighbour's MAC is not known yet.
+    Unresolved,
+}
+
+/// Longest header: Ethernet 14 + IPv6 40 + UDP 8 + VXLAN 8 + Ethernet 14.
+pub const MAX_HOP_HEADER: usize = 84;
+
+/// One way out.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[repr(C, align(64))]
+pub struct Hop {
+    /// Changes with the content below; never 0.
+    pub version: u32,
+    /// Port number to send on.
+    pub port: u16,
+    /// Longest layer-3 packet (before encapsulation) that fits.
+    pub mtu: u16,
+    /// What kind of way.
+    pub kind: HopKind,
+    /// Valid bytes of `header`.
+    pub header_len: u8,
+    /// Tunnel over IPv4: one's-complement sum of the outer IPv4 header with length, TOS and checksum zero (host order).
+    pub outer_sum: u16,
+    /// The last two bytes (EtherType of the innermost Ethernet header) are set per packet family; the outer length,
+    /// TOS, UDP source port and checksums are zero here and set per packet.
+    pub header: [u8; MAX_HOP_HEADER],
+}
+
+/// All ways out, by [`HopId`].
+#[derive(Clone, Debug, Default)]
+pub struct Hops {
+    list: Vec<Hop>,
+}
+
+impl Hops {
+    /// From hops in the order their ids were given.
+    pub fn new(list: Vec<Hop>) -> Self {
+        Hops { list }
+    }
+
+    /// The hop with a number; `None` for a number of another generation.
+    #[inline]
+    pub fn get(&self, id: HopId) -> Option<&Hop> {
+        self.list.get(usize::from(id.0))
+    }
+
+    /// Number of hops.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// All hops in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Hop> {
+        self.list.iter()
+    }
+}
+
+/// Builds hops.
+impl Hop {
+    /// A plain Ethernet hop: a pod, the host or a neighbour.
+    pub fn ethernet(kind: HopKind, port: u16, mtu: u16, destination: [u8; 6], source: [u8; 6]) -> Self {
+        let mut header = [0; MAX_HOP_HEADER];
+        header[..6].copy_from_slice(&destination);
+        header[6..12].copy_from_slice(&source);
+        Hop { version: 0, port, mtu, kind, header_len: 14, outer_sum: 0, header }.stamped()
+    }
+
+    /// Sets the version from the content.
+    pub fn stamped(mut self) -> Self {
+        self.version = 0;
+        // FNV-1a over everything but the version: content decides, whatever the order of events.
+        let mut h: u32 = 0x811c_9dc5;
+        let mut eat = |b: u8| h = (h ^ u32::from(b)).wrapping_mul(0x0100_0193);
+        self.port.to_be_bytes().into_iter().for_each(&mut eat);
+        self.mtu.to_be_bytes().into_iter().for_each(&mut eat);
+        eat(self.kind as u8);
+        eat(self.header_len);
+        self.header.into_iter().for_each(&mut eat);
+        self.version = h.max(1);
+        self
+    }
+}
+
+/// What a tunnel hop is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct TunnelSpec {
+    /// Uplink port number.
+    pub port: u16,
+    /// Longest inner layer-3 packet.
+    pub mtu: u16,
+    /// Outer Ethernet: next hop's MAC and ours.
+    pub outer_macs: ([u8; 6], [u8; 6]),
+    /// Outer IP: the peer node and us, both of one family.
+    pub outer_addresses: (crate::Address, crate::Address),
+    /// UDP port of the overlay.
+    pub vxlan_port: u16,
+    /// Network identifier.
+    pub vni: u32,
+    /// Inner Ethernet: the peer's tunnel MAC and ours.
+    pub inner_macs: ([u8; 6], [u8; 6]),
+}
+
+impl Hop {
+    /// A way through the overlay (RFC 7348): outer TTL 64, DF set, identification 0.
+    pub fn tunnel(spec: &TunnelSpec) -> Self {
+        let mut header = [0u8; MAX_HOP_HEADER];
+        header[..6].copy_from_slice(&spec.outer_macs.0);
+        header[6..12].copy_from_slice(&spec.outer_macs.1);
+        let (peer, own) = spec.outer_addresses;
+        let mut outer_sum = 0;
+        let l4 = if peer.is_v4() {
+            header[12..14].copy_from_slice(&0x0800u16.to_be_bytes());
+            let ip = &mut header[14..34];
+            ip[0] = 0x45;
+            ip[6] = 0x40;
+            ip[8] = 64;
+            ip[9] = 17;
+            ip[12..16].copy_from_slice(&own.last4());
+            ip[16..20].copy_from_slice(&peer.last4());
+            let mut sum: u32 = ip.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
+            sum = (sum & 0xffff) + (sum >> 16);
+            outer_sum = ((sum & 0xffff) + (sum >> 16)) as u16;
+            34
+        } else {
+            header[12..14].copy_from_slice(&0x86ddu16.to_be_bytes());
+            let ip = &mut header[14..54];
+            ip[0] = 0x60;
+            ip[6] = 17;
+            ip[7] = 64;
+            ip[8..24].copy_from_slice(&own.0);
+            ip[24..40].copy_from_slice(&peer.0);
+            54
+        };
+        header[l4 + 2..l4 + 4].copy_from_slice(&spec.vxlan_port.to_be_bytes());
+        header[l4 + 8] = 0x08;
+        header[l4 + 12..l4 + 15].copy_from_slice(&spec.vni.to_be_bytes()[1..]);
+        header[l4 + 16..l4 + 22].copy_from_slice(&spec.inner_macs.0);
+        header[l4 + 22..l4 + 28].copy_from_slice(&spec.inner_macs.1);
+        Hop {
+            version: 0,
+            port: spec.port,
+            mtu: spec.mtu,
+            kind: HopKind::Tunnel,
+            header_len: (l4 + 30) as u8,
+            outer_sum,
+            header,
+        }
+        .stamped()
+    }
+
+    /// A way whose neighbour is not known yet; packets for it are `NoNeighbour`.
+    pub fn unresolved(port: u16, mtu: u16) -> Self {
+        let hop = Hop {
+            version: 0,
+            port,
+            mtu,
+            kind: HopKind::Unresolved,
+            header_len: 0,
+            outer_sum: 0,
+            header: [0; MAX_HOP_HEADER],
+        };
+        hop.stamped()
+    }
+}
