@@ -4,10 +4,12 @@
 //! its [`PoolCache`], drivers fill and empty them, and whoever ends a packet's life gives the frame back.
 
 pub mod frame;
+pub mod memory;
 pub mod pool;
 pub mod port;
 pub mod prefetch;
 
 pub use frame::{CHUNK, Checksum, Frame, Gso, GsoKind, HEADROOM};
+pub use memory::Mapped;
 pub use pool::{FramePool, PoolCache, PoolError, PoolOptions};
 pub use port::{Burst, Capabilities, PortId, PortMode, PortStats, Queue};

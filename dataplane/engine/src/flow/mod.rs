@@ -1,0 +1,11 @@
+//! Connection tracking: keys, entries, the table and the protocols' states.
+
+pub mod entry;
+pub mod key;
+pub mod state;
+pub mod table;
+
+pub use entry::{Common, Entry, Entry4, Entry6, Next};
+pub use key::{Key4, Key6, Side, Tuple};
+pub use state::State;
+pub use table::{FlowTable, Slot};

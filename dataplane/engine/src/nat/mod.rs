@@ -1,0 +1,5 @@
+//! Source NAT: ports of an address leased in blocks to sources.
+
+pub mod ports;
+
+pub use ports::{SnatSpace, SnatSpaces, Leases};

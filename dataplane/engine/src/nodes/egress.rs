@@ -1,0 +1,213 @@
+//! The egress half: a flow's first packet from a local pod. Anti-spoofing, Service, policy, egress gateway, masquerade,
+//! route, in this order.
+
+use super::plan::{Plan, Way};
+use super::service::{Client, Found};
+use crate::flow::{Next, Side, Tuple};
+use crate::item::Item;
+use crate::pipeline::Pipeline;
+use crate::reason::Reason;
+use sluice_tables::node::{GATEWAY_V4, GATEWAY_V6};
+use sluice_tables::{Address, Direction, EgressPath, Pod, Route, RuleId};
+use sluice_wire::packet::Shape;
+
+/// Multicast and broadcast destinations: not forwarded, and no source is checked for them.
+pub(crate) fn is_group(a: Address) -> bool {
+    match a.family() {
+        sluice_tables::Family::V4 => a.last4()[0] >= 224,
+        sluice_tables::Family::V6 => a.0[0] == 0xff,
+    }
+}
+
+impl Pipeline {
+    pub(crate) fn from_pod(&mut self, item: &mut Item, tuple: Tuple) -> Option<Plan> {
+        let Some(pod) = self.tables.pods.by_port(item.meta.zone).cloned() else {
+            item.refuse(Reason::NotForUs);
+            return None;
+        };
+        if is_group(tuple.destination) {
+            item.refuse(Reason::NoRoute);
+            return None;
+        }
+        if !pod.addresses.contains(&tuple.source) && !pod.extra_sources.iter().any(|p| p.contains(tuple.source)) {
+            item.refuse(Reason::SourceSpoofed);
+            return None;
+        }
+        if tuple.destination == GATEWAY_V4 || tuple.destination == GATEWAY_V6 {
+            if item.meta.packet.shape == Shape::Echo && tuple.source_port != 0 {
+                self.answer_echo(item);
+            } else {
+                item.refuse(Reason::NotForUs);
+            }
+            return None;
+        }
+        let (backend, slot) = match self.serve(item, &tuple, Client::Inside) {
+            Found::Nothing => (None, 0),
+            Found::Backend { backend, slot } => (Some(backend), slot),
+            Found::Settled => return None,
+        };
+        if backend.is_none() && self.cannot_begin(item) {
+            return None;
+        }
+        let mut translated = tuple;
+        if let Some(backend) = backend {
+            translated.destination = backend.address;
+            translated.destination_port = backend.port;
+        }
+        let rule = self.judge(item, &pod, Direction::Egress, &translated)?;
+        self.route_from_pod(item, &pod, tuple, translated, slot, rule)
+    }
+
+    /// Policy of one direction of a pod; `None`: denied, the fate is set.
+    pub(crate) fn judge(&mut self, item: &mut Item, pod: &Pod, direction: Direction, packet: &Tuple) -> Option<RuleId> {
+        let (set, peer) = match direction {
+            Direction::Egress => (pod.egress, packet.destination),
+            Direction::Ingress => (pod.ingress, packet.source),
+        };
+        let identity = self.tables.identities.of(peer);
+        let decision = self.tables.policy.decide(set, identity, packet.protocol, packet.destination_port);
+        let column = usize::from(direction == Direction::Egress);
+        let row = if !decision.allow { 1 } else if decision.audit { 2 } else { 0 };
+        self.counters.verdicts[row][column].add(1);
+        if let Some(note) = self.note(item)
+            && (decision.rule != RuleId::NONE || !decision.allow)
+        {
+            note.rule = Some(decision.rule);
+        }
+        if decision.allow {
+            return Some(decision.rule);
+        }
+        self.deny(item);
+        None
+    }
+
+    fn route_from_pod(
+        &mut self,
+        item: &mut Item,
+        pod: &Pod,
+        tuple: Tuple,
+        mut translated: Tuple,
+        slot: u16,
+        rule: RuleId,
+    ) -> Option<Plan> {
+        let family = tuple.family();
+        let tables = self.tables.clone();
+        let mut space = 0;
+        let own = (item.meta.zone, Side::To);
+        let (mut reply_zone, mut reply_side) = own;
+        let node_address = tables.node.internal(family);
+        let forward = if let Some(target) = tables.pods.by_address(translated.destination) {
+            if target.port == pod.port {
+                // Hairpin: the pod must not see itself as the client, or it would answer itself directly.
+                let Some(address) = node_address.or(tables.node.overlay(family)) else {
+                    item.refuse(Reason::NoRoute);
+                    return None;
+                };
+                space = self.snat(item, &tuple, &mut translated, address)?;
+            }
+            Way { next: Next::Pod, hop: target.hop, aux: target.port }
+        } else if tables.node.owns(translated.destination) {
+            (reply_zone, reply_side) = (0, Side::From);
+            Way::send(self.host_hop(item)?)
+        } else {
+            match tables.routes.lookup(translated.destination) {
+                Some(Route::Node) => {
+                    (reply_zone, reply_side) = (0, Side::From);
+                    Way::send(self.host_hop(item)?)
+                }
+                Some(Route::Tunnel(hop)) => Way::send(hop),
+                Some(Route::PeerNode { tunnel, direct }) => {
+                    match node_address.filter(|_| self.masquerades(translated.destination)) {
+                        Some(address) => {
+                            space = self.snat(item, &tuple, &mut translated, address)?;
+                            Way::send(direct)
+                        }
+                        None => Way::send(tunnel),
+                    }
+                }
+                Some(Route::Nowhere) | None => {
+                    item.refuse(Reason::NoRoute);
+                    return None;
+                }
+                Some(out @ (Route::External(_) | Route::Unresolved)) => {
+                    match tables.egress.rule(tuple.source, translated.destination) {
+                        Some(gateway) => match gateway.path {
+                            EgressPath::Here => {
+                                space = self.snat(item, &tuple, &mut translated, gateway.address)?;
+                                Way::send(self.outside(item, out, translated.destination)?)
+                            }
+                            EgressPath::Gateway(hop) => Way::send(hop),
+                            EgressPath::Nowhere => {
+                                item.refuse(Reason::NoRoute);
+                                return None;
+                            }
+                        },
+                        None => {
+                            if self.masquerades(translated.destination) {
+                                let Some(address) = node_address else {
+                                    item.refuse(Reason::NoRoute);
+                                    return None;
+                                };
+                                space = self.snat(item, &tuple, &mut translated, address)?;
+                            }
+                            Way::send(self.outside(item, out, translated.destination)?)
+                        }
+                    }
+                }
+            }
+        };
+        if space != 0 {
+            (reply_zone, reply_side) = (0, Side::To);
+        } else if !self.avoid_clash(&mut translated, reply_zone, reply_side) {
+            item.refuse(Reason::SnatPortsExhausted);
+            return None;
+        }
+        let back = Way::send(pod.hop);
+        Some(Plan {
+            original: tuple,
+            translated,
+            reply_zone,
+            reply_side,
+            forward,
+            back,
+            pod: pod.port,
+            slot,
+            rule,
+            space,
+        })
+    }
+
+    fn masquerades(&self, destination: Address) -> bool {
+        let settings = &self.tables.settings;
+        settings.masquerade && settings.masquerade_exclude.lookup(destination).is_none()
+    }
+
+    /// The hop of an external route; control is asked for a neighbour that is not known yet.
+    pub(crate) fn outside(
+        &mut self,
+        item: &mut Item,
+        route: Route,
+        destination: Address,
+    ) -> Option<sluice_tables::HopId> {
+        match route {
+            Route::External(hop) => Some(hop),
+            _ => {
+                self.shared.wanted.ask(destination);
+                item.refuse(Reason::NoNeighbour);
+                None
+            }
+        }
+    }
+
+    /// The hop to the host port.
+    pub(crate) fn host_hop(&self, item: &mut Item) -> Option<sluice_tables::HopId> {
+        let at = self.tables.hops.iter().position(|h| h.kind == sluice_tables::HopKind::Host);
+        match at {
+            Some(at) => Some(sluice_tables::HopId(at as u16)),
+            None => {
+                item.refuse(Reason::NoRoute);
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! The fast path: a packet of a known flow is checked against its entry, rewritten and sent.
+//!
+//! Cost per packet: the entry's line, one small-table load each for hop, pod version and Service version. Whatever is not
+//! steady (states, time-outs, moved versions, TTL, size) goes through `unsteady`, out of line, on the same entry.
+
+use crate::flow::{Common, Entry, Entry4, Entry6, FlowTable, Key4, Key6, Next, Slot, State};
+use crate::item::{Fate, Item, Role};
+use crate::pipeline::{Pipeline, TICKS_PER_SECOND};
+use crate::reason::Reason;
+use sluice_port::{Checksum, GsoKind};
+use sluice_tables::hops::HopId;
+use sluice_wire::checksum::Delta;
+
+/// Why an entry cannot be used as it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Check {
+    /// Use it.
+    Good,
+    /// Not this flow, or nothing here.
+    Miss,
+    /// This flow, but something needs a closer look.
+    Look,
+}
+
+#[inline(always)]
+fn check(c: &Common, item: &Item, p: &Pipeline, tick: u32) -> Check {
+    let t = &*p.tables;
+    let Some(hop) = t.hops.get(HopId(c.hop)) else { return Check::Look };
+    let policy = t.pods.versions().get(usize::from(c.pod)).copied().unwrap_or(0);
+    let service = t.services.version(c.slot);
+    let packet = &item.meta.packet;
+    let steady = (hop.version == c.hop_version)
+        & (policy == c.policy_version)
+        & (service == c.service_version)
+        & State::is_steady(c.state, packet.tcp_flags)
+        & (packet.ttl > 1)
+        & (packet.total <= hop.mtu)
+        & (tick.wrapping_sub(c.last_seen) <= TICKS_PER_SECOND);
+    if steady { Check::Good } else { Check::Look }
+}
+
+impl Pipeline {
+    /// Applies the flow of an IPv4 packet, or decides it.
+    #[inline(always)]
+    pub(crate) fn apply4(&mut self, item: &mut Item, key: &Key4, slot: Slot) {
+        let tick = self.tick;
+        let check = match self.flows4.get(slot) {
+            Some(e) if e.key == *key && e.common.state != 0 => check(&e.common, item, self, tick),
+            _ => Check::Miss,
+        };
+        if check == Check::Good && self.trace.is_none() {
+            if let Some(e) = self.flows4.get_mut(slot) {
+                if e.common.last_seen != tick {
+                    e.common.last_seen = tick;
+                }
+                let e = *e;
+                self.rewrite4(item, &e);
+                return;
+            }
+        }
+        self.apply4_slow(item, key, slot, check);
+    }
+
+    #[inline(never)]
+    fn apply4_slow(&mut self, item: &mut Item, key: &Key4, slot: Slot, check: Check) {
+        let slot = if check == Check::Miss { self.flows4.find_hashed(key, item.meta.hash) } else { Some(slot) };
+        let slot = match slot {
+            Some(slot) => self.unsteady(item, slot),
+            None => None,
+        };
+        if item.meta.fate != Fate::Pending {
+            return;
+        }
+        if let Some(slot) = slot.or_else(|| self.decide(item))
+            && let Some(e) = self.flows4.get(slot).copied()
+        {
+            self.rewrite4(item, &e);
+        }
+    }
+
+    /// Applies the flow of an IPv6 packet, or decides it.
+    #[inline(always)]
+    pub(crate) fn apply6(&mut self, item: &mut Item, key: &Key6, slot: Slot) {
+        let tick = self.tick;
+        let check = match self.flows6.get(slot) {
+            Some(e) if e.key == *key && e.common.state != 0 => check(&e.common, item, self, tick),
+            _ => Check::Miss,
+        };
+        if check == Check::Good && self.trace.is_none() {
+            if let Some(e) = self.flows6.get_mut(slot) {
+                if e.common.last_seen != tick {
+                    e.common.last_seen = tick;
+                }
+                let e = *e;
+                self.rewrite6(item, &e);
+                return;
+            }
+        }
+        self.apply6_slow(item, key, slot, check);
+    }
+
+    #[inline(never)]
+    fn apply6_slow(&mut self, item: &mut Item, key: &Key6, slot: Slot, check: Check) {
+        let slot = if check == Check::Miss { self.flows6.find_hashed(key, item.meta.hash) } else { Some(slot) };
+        let slot = match slot {
+            Some(slot) => self.unsteady(item, slot),
+            None => None,
+        };
+        if item.meta.fate != Fate::Pending {
+            return;
+        }
+        if let Some(slot) = slot.or_else(|| self.decide(item))
+            && let Some(e) = self.flows6.get(slot).copied()
+        {
+            self.rewrite6(item, &e);
+        }
+    }
+
+    /// A packet of a known flow that something has happened to. `None` with a pending fate: the flow is gone, decide anew.
+    fn unsteady(&mut self, item: &mut Item, slot: Slot) -> Option<Slot> {
+        if item.meta.packet.family == 4 {
+            self.unsteady_in::<Entry4>(item, slot)
+        } else {
+            self.unsteady_in::<Entry6>(item, slot)
+        }
+    }
+
+    fn unsteady_in<E: Family>(&mut self, item: &mut Item, slot: Slot) -> Option<Slot> {
+        let tick = self.tick;
+        if E::table(self).is_expired(slot, tick, TICKS_PER_SECOND, &self.tables.settings.timeouts) {
+            self.forget::<E>(slot);
+            return None;
+        }
+        let entry = *E::table(self).get(slot)?;
+        let (flags, protocol) = (item.meta.packet.tcp_flags, item.meta.packet.protocol);
+        let state = State::from_byte(entry.common().state);
+        let reply = entry.common().is_reply();
+        // A new connection on a pair of ports whose last one has ended.
+        let opens = protocol == 6 && flags & 0x12 == 0x02;
+        if opens && !reply && matches!(state, State::Closed | State::FinOriginal | State::FinReply) {
+            self.forget::<E>(slot);
+            return None;
+        }
+        if !self.revalidate::<E>(item, slot) {
+            return None;
+        }
+        let entry = *E::table(self).get(slot)?;
+        if !self.fits(item, entry.common()) {
+            return None;
+        }
+        let after = state.after(protocol, flags, !reply);
+        let two_way = E::table(self).get(slot.sibling()).is_some_and(|e| e.common().state != 0);
+        if after != state {
+            for s in [slot, slot.sibling()] {
+                if (s == slot || two_way)
+                    && let Some(e) = E::table_mut(self).get_mut(s)
+                {
+                    e.common_mut().state = after as u8;
+                }
+            }
+        }
+        if let Some(e) = E::table_mut(self).get_mut(slot) {
+            e.common_mut().last_seen = tick;
+        }
+        if opens || flags & 0x02 != 0 {
+            self.clamp_mss(item, entry.common());
+        }
+        if self.tracing() {
+            self.note_established::<E>(item, slot);
+        }
+        Some(slot)
+    }
+
+    /// TTL and size of a packet against the entry's way; answers the sender if it does not fit.
+    pub(crate) fn fits(&mut self, item: &mut Item, c: &Common) -> bool {
+        if item.meta.packet.ttl <= 1 && !item.meta.forwarded && c.bits & Common::KEEP_TTL == 0 {
+            self.answer_ttl_expired(item);
+            return false;
+        }
+        let Some(hop) = self.tables.hops.get(HopId(c.hop)) else {
+            item.refuse(Reason::NoRoute);
+            return false;
+        };
+        let mtu = if c.next() == Next::Node { u16::MAX } else { hop.mtu };
+        if item.meta.packet.total > mtu && !self.segments_fit(item, mtu) {
+            let may_fragment = item.meta.packet.family == 4 && !item.meta.packet.dont_fragment;
+            if !may_fragment {
+                self.answer_too_big(item, mtu);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Whether a packet is to be segmented anyway, and its segments fit.
+    fn segments_fit(&self, item: &Item, mtu: u16) -> bool {
+        let gso = item.frame.gso;
+        if gso.kind == GsoKind::None {
+            return false;
+        }
+        let l4 = usize::from(item.meta.packet.l4);
+        let header = match item.meta.packet.protocol {
+            6 => item.l3().get(l4 + 12).map_or(20, |b| usize::from(b >> 4) * 4),
+            _ => 8,
+        };
+        l4 + header + usize::from(gso.size) <= usize::from(mtu)
+    }
+
+    /// Rewrites an IPv4 packet and passes it on.
+    #[inline(always)]
+    fn rewrite4(&mut self, item: &mut Item, e: &Entry4) {
+        let meta = &item.meta;
+        let (l4, protocol) = (usize::from(meta.packet.l4), meta.packet.protocol);
+        let later = meta.packet.shape == sluice_wire::packet::Shape::LaterFragment;
+        let keep_ttl = meta.forwarded || e.common.bits & Common::KEEP_TTL != 0;
+        let plain = e.common.bits & Common::PLAIN != 0;
+        let partial = matches!(item.frame.checksum, Checksum::Partial { .. });
+        let total = meta.packet.total;
+        let delta = if partial { e.delta_l3 } else { e.delta_l4 };
+        let l3 = item.l3_mut();
+        let Some(head) = l3.first_chunk_mut::<20>() else { return item.refuse(Reason::Malformed) };
+        let mut sum = u16::from_be_bytes([head[10], head[11]]);
+        if !plain {
+            head[12..20].copy_from_slice(&e.addresses);
+            sum = Delta::from_bits(e.delta_l3).apply(sum);
+        }
+        if !keep_ttl {
+            head[8] = head[8].saturating_sub(1);
+            // TTL is the high byte of its word: one less there is 0x0100 more in the complement (RFC 1624).
+            let (more, carry) = sum.overflowing_add(0x0100);
+            sum = more + u16::from(carry);
+        }
+        head[10..12].copy_from_slice(&sum.to_be_bytes());
+        if !plain && !later {
+            let len = usize::from(total) - l4;
+            rewrite_transport(&mut l3[l4..], protocol, &e.ports, delta, partial, len);
+        }
+        if !keep_ttl {
+            item.meta.forwarded = true;
+        }
+        self.after_rewrite(item, &e.common);
+    }
+
+    /// Rewrites an IPv6 packet and passes it on.
+    #[inline(always)]
+    fn rewrite6(&mut self, item: &mut Item, e: &Entry6) {
+        let meta = &item.meta;
+        let (l4, protocol) = (usize::from(meta.packet.l4), meta.packet.protocol);
+        let later = meta.packet.shape == sluice_wire::packet::Shape::LaterFragment;
+        let keep_ttl = meta.forwarded || e.common.bits & Common::KEEP_TTL != 0;
+        let plain = e.common.bits & Common::PLAIN != 0;
+        let partial = matches!(item.frame.checksum, Checksum::Partial { .. });
+        let total = meta.packet.total;
+        let delta = if partial { e.delta_l3 } else { e.delta_l4 };
+        let l3 = item.l3_mut();
+        let Some(head) = l3.first_chunk_mut::<40>() else { return item.refuse(Reason::Malformed) };
+        if !plain {
+            head[8..24].copy_from_slice(&e.addresses[0]);
+            head[24..40].copy_from_slice(&e.addresses[1]);
+        }
+        if !keep_ttl {
+            head[7] = head[7].saturating_sub(1);
+        }
+        if !plain && !later {
+            let len = usize::from(total) - l4;
+            rewrite_transport(&mut l3[l4..], protocol, &e.ports, delta, partial, len);
+        }
+        if !keep_ttl {
+            item.meta.forwarded = true;
+        }
+        self.after_rewrite(item, &e.common);
+    }
+
+    /// Sends the rewritten packet or passes it to its next half.
+    #[inline(always)]
+    fn after_rewrite(&mut self, item: &mut Item, c: &Common) {
+        if c.next() == Next::Send {
+            return self.send(item, HopId(c.hop));
+        }
+        self.next_half(item, c);
+    }
+
+    #[inline(never)]
+    fn next_half(&mut self, item: &mut Item, c: &Common) {
+        // Ports have changed: the next half reads them anew.
+        self.reread_ports(item);
+        match c.next() {
+            Next::Pod => {
+                let owner = self.tables.pods.by_port(c.aux).map(|pod| pod.worker);
+                match owner {
+                    Some(worker) => {
+                        // A transit half remembers itself so that replies come back to it.
+                        let transit =
+                            matches!(item.meta.role, Role::Transit | Role::Node) && item.meta.zone == 0;
+                        item.meta.transit = if transit { self.options.id + 1 } else { 0 };
+                        if transit {
+                            item.meta.peer = 0;
+                        }
+                        self.continue_as(item, Role::Ingress, c.aux, worker);
+                    }
+                    None => item.refuse(Reason::NoRoute),
+                }
+            }
+            Next::Node => {
+                let Some((_, destination)) = super::classify::addresses(item) else {
+                    return item.refuse(Reason::Malformed);
+                };
+                let owner = self.node_owner(item, destination);
+                self.continue_as(item, Role::Node, 0, owner);
+            }
+            Next::Transit => self.continue_as(item, Role::Transit, 0, c.aux),
+            Next::Send => {}
+        }
+    }
+}
+
+/// Sets ports (or the echo identifier) and mends the transport checksum; `len` is the transport's length in the packet.
+/// A partial checksum holds the addresses' sum alone, so its delta is the addresses'.
+#[inline(always)]
+pub(crate) fn rewrite_transport(
+    l4: &mut [u8],
+    protocol: u8,
+    ports: &[u8; 4],
+    delta: u16,
+    partial: bool,
+    len: usize,
+) {
+    let delta = Delta::from_bits(delta);
+    match protocol {
+        6 => {
+            let Some(h) = l4.first_chunk_mut::<20>() else { return };
+            h[..4].copy_from_slice(ports);
+            let field = u16::from_be_bytes([h[16], h[17]]);
+            let new = if partial { delta.apply_partial(field) } else { delta.apply(field) };
+            h[16..18].copy_from_slice(&new.to_be_bytes());
+        }
+        17 => {
+            let Some(h) = l4.first_chunk_mut::<8>() else { return };
+            h[..4].copy_from_slice(ports);
+            let field = u16::from_be_bytes([h[6], h[7]]);
+            let new = if partial { delta.apply_partial(field) } else { delta.apply_udp(field) };
+            h[6..8].copy_from_slice(&new.to_be_bytes());
+        }
+        132 => super::send::rewrite_sctp(l4, ports, len),
+        1 | 58 => {
+            let Some(h) = l4.first_chunk_mut::<8>() else { return };
+            let request = h[0] == 8 || h[0] == 128;
+            let id = if request { [ports[0], ports[1]] } else { [ports[2], ports[3]] };
+            if h[0] == 0 || h[0] == 8 || h[0] == 128 || h[0] == 129 {
+                h[4..6].copy_from_slice(&id);
+            }
+            let field = u16::from_be_bytes([h[2], h[3]]);
+            h[2..4].copy_from_slice(&delta.apply(field).to_be_bytes());
+        }
+        _ => {}
+    }
+}
+
+/// A family's table in the pipeline.
+pub(crate) trait Family: Entry {
+    /// The table.
+    fn table(p: &Pipeline) -> &FlowTable<Self>;
+    /// The table, writable.
+    fn table_mut(p: &mut Pipeline) -> &mut FlowTable<Self>;
+}
+
+impl Family for Entry4 {
+    fn table(p: &Pipeline) -> &FlowTable<Self> {
+        &p.flows4
+    }
+    fn table_mut(p: &mut Pipeline) -> &mut FlowTable<Self> {
+        &mut p.flows4
+    }
+}
+
+impl Family for Entry6 {
+    fn table(p: &Pipeline) -> &FlowTable<Self> {
+        &p.flows6
+    }
+    fn table_mut(p: &mut Pipeline) -> &mut FlowTable<Self> {
+        &mut p.flows6
+    }
+}

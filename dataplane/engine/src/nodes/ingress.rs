@@ -1,0 +1,85 @@
+//! The ingress half: a flow's first packet to a local pod, whatever translated it before.
+
+use super::plan::{Plan, Way};
+use crate::flow::{Next, Side, Tuple};
+use crate::item::Item;
+use crate::pipeline::Pipeline;
+use crate::reason::Reason;
+use sluice_tables::{Address, Direction, HopId, Route, RuleId};
+
+impl Pipeline {
+    pub(crate) fn into_pod(&mut self, item: &mut Item, tuple: Tuple) -> Option<Plan> {
+        let Some(pod) = self.tables.pods.by_port(item.meta.zone).cloned() else {
+            item.refuse(Reason::NoRoute);
+            return None;
+        };
+        if !self.came_honestly(item, tuple.source) || self.cannot_begin(item) {
+            return None;
+        }
+        // The node itself (kubelet's probes above all) always reaches its pods.
+        let rule = if self.tables.node.owns(tuple.source) {
+            RuleId::NONE
+        } else {
+            self.judge(item, &pod, Direction::Ingress, &tuple)?
+        };
+        let back = self.way_back(item, tuple.source)?;
+        Some(Plan {
+            original: tuple,
+            translated: tuple,
+            reply_zone: pod.port,
+            reply_side: Side::From,
+            forward: Way::send(pod.hop),
+            back: Way { hop: if back.next == Next::Send { back.hop } else { pod.hop }, ..back },
+            pod: pod.port,
+            slot: 0,
+            rule,
+            space: 0,
+        })
+    }
+
+    /// Whether a packet's source may be behind the tunnel it came through. Only a flow's first packet is asked.
+    pub(crate) fn came_honestly(&self, item: &mut Item, source: Address) -> bool {
+        let Some(hop) = item.meta.peer.checked_sub(1) else { return true };
+        let peer = self.tables.routes.peers.values().find(|p| p.hop.0 == hop);
+        let Some(peer) = peer else {
+            item.refuse(Reason::UnknownTunnelPeer);
+            return false;
+        };
+        if peer.sources.iter().any(|prefix| prefix.contains(source)) {
+            return true;
+        }
+        let outside = matches!(
+            self.tables.routes.lookup(source),
+            Some(Route::External(_) | Route::Unresolved) | None
+        );
+        // A gateway relays outside addresses, but only as replies, which have a flow.
+        item.refuse(if peer.gateway && outside { Reason::InvalidState } else { Reason::SourceSpoofed });
+        false
+    }
+
+    /// Where replies to `client` go from here.
+    fn way_back(&self, item: &mut Item, client: Address) -> Option<Way> {
+        let nowhere = HopId(0);
+        if let Some(worker) = item.meta.transit.checked_sub(1) {
+            return Some(Way { next: Next::Transit, hop: nowhere, aux: worker });
+        }
+        if let Some(hop) = item.meta.peer.checked_sub(1) {
+            return Some(Way::send(HopId(hop)));
+        }
+        if self.tables.node.owns(client) {
+            return Some(Way { next: Next::Node, hop: nowhere, aux: 0 });
+        }
+        if let Some(pod) = self.tables.pods.by_address(client) {
+            return Some(Way { next: Next::Pod, hop: pod.hop, aux: pod.port });
+        }
+        match self.tables.routes.lookup(client) {
+            Some(Route::Tunnel(hop) | Route::External(hop) | Route::PeerNode { tunnel: hop, .. }) => {
+                Some(Way::send(hop))
+            }
+            _ => {
+                item.refuse(Reason::NoRoute);
+                None
+            }
+        }
+    }
+}

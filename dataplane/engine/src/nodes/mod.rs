@@ -1,0 +1,16 @@
+//! The stages a packet can pass, one file each; all are methods of [`Pipeline`](crate::pipeline::Pipeline) that borrow an
+//! item and set its fate.
+
+mod answer;
+mod classify;
+mod egress;
+mod established;
+pub mod fragment;
+mod icmp;
+mod ingress;
+mod plan;
+mod revalidate;
+mod send;
+mod service;
+mod transit;
+mod uncommon;

@@ -1,0 +1,168 @@
+//! Flows whose world has moved: what a decision rested on is asked again, and only that.
+//!
+//! Each entry remembers the versions of its hop, of its pod's policy and of its Service. A moved hop is looked up anew; a
+//! moved policy is judged anew and a forbidden flow ends with this packet; a moved Service is asked whether the backend is
+//! still there.
+
+use super::established::Family;
+use crate::flow::{Next, Side, Slot, State, Tuple};
+use crate::item::Item;
+use crate::pipeline::Pipeline;
+use crate::reason::Reason;
+use sluice_tables::{Direction, EgressPath, HopId, Route, RuleId};
+
+impl Pipeline {
+    /// Brings a flow up to date; `false`: it has ended (with a pending fate: decide anew).
+    pub(crate) fn revalidate<E: Family>(&mut self, item: &mut Item, slot: Slot) -> bool {
+        let Some(entry) = E::table(self).get(slot).copied() else { return false };
+        let c = *entry.common();
+        let policy = self.tables.pods.versions().get(usize::from(c.pod)).copied().unwrap_or(0);
+        if policy != c.policy_version && !self.judge_again::<E>(item, slot, policy) {
+            return false;
+        }
+        let service = self.tables.services.version(c.slot);
+        if service != c.service_version && !self.serve_again::<E>(item, slot, service) {
+            return false;
+        }
+        let hop = self.tables.hops.get(HopId(c.hop)).map_or(0, |h| h.version);
+        hop == c.hop_version || self.route_again::<E>(item, slot)
+    }
+
+    fn judge_again<E: Family>(&mut self, item: &mut Item, slot: Slot, version: u32) -> bool {
+        let first = slot.original();
+        let Some(original) = E::table(self).get(first).copied() else { return false };
+        let Some(pod) = self.tables.pods.by_port(original.common().pod).cloned() else {
+            self.forget::<E>(slot);
+            item.refuse(Reason::NoRoute);
+            return false;
+        };
+        let (tuple, _, side) = original.parts();
+        let rule = match side {
+            Side::To if self.tables.node.owns(tuple.source) => Some(RuleId::NONE),
+            Side::To => self.judge(item, &pod, Direction::Ingress, &tuple),
+            Side::From => self.judge(item, &pod, Direction::Egress, &original.to()),
+        };
+        let Some(rule) = rule else {
+            self.forget::<E>(slot);
+            return false;
+        };
+        for s in [first, first.sibling()] {
+            if let Some(e) = E::table_mut(self).get_mut(s)
+                && e.common().state != 0
+            {
+                e.common_mut().policy_version = version;
+            }
+        }
+        if let Some(e) = E::table_mut(self).get_mut(first) {
+            e.common_mut().rule = rule.0;
+        }
+        true
+    }
+
+    fn serve_again<E: Family>(&mut self, item: &mut Item, slot: Slot, version: u32) -> bool {
+        let first = slot.original();
+        let Some(original) = E::table(self).get(first).copied() else { return false };
+        let (tuple, ..) = original.parts();
+        let to = original.to();
+        if self.backend_is_alive(&tuple, (to.destination, to.destination_port)) {
+            for s in [first, first.sibling()] {
+                if let Some(e) = E::table_mut(self).get_mut(s)
+                    && e.common().state != 0
+                {
+                    e.common_mut().service_version = version;
+                }
+            }
+            return true;
+        }
+        let reply = slot != first;
+        let state = State::from_byte(original.common().state);
+        self.forget::<E>(slot);
+        if reply {
+            // A late word of a backend that is gone; the client has or will get another.
+            item.refuse(Reason::InvalidState);
+        } else if tuple.protocol == 6 && state != State::SynSent {
+            self.reset_or_drop(item, Reason::NoBackend);
+        }
+        // Everything else is decided anew with this packet: another backend, or the refusal the Service now gives.
+        false
+    }
+
+    fn route_again<E: Family>(&mut self, item: &mut Item, slot: Slot) -> bool {
+        let Some(entry) = E::table(self).get(slot).copied() else { return false };
+        let c = *entry.common();
+        let to = entry.to();
+        let (_, zone, _) = entry.parts();
+        let found = match c.next() {
+            Next::Pod => self
+                .tables
+                .pods
+                .by_port(c.aux)
+                .filter(|pod| pod.addresses.contains(&to.destination))
+                .map(|pod| pod.hop),
+            Next::Node | Next::Transit => self.tables.pods.by_port(c.pod).map(|pod| pod.hop),
+            Next::Send => self.way_of(&c, zone, &to),
+        };
+        let version = found.and_then(|hop| self.tables.hops.get(hop)).map(|h| h.version);
+        match (found, version) {
+            (Some(hop), Some(version)) => {
+                if let Some(e) = E::table_mut(self).get_mut(slot) {
+                    e.common_mut().hop = hop.0;
+                    e.common_mut().hop_version = version;
+                }
+                true
+            }
+            _ => {
+                self.forget::<E>(slot);
+                item.refuse(Reason::NoRoute);
+                false
+            }
+        }
+    }
+
+    /// The hop of an established direction, asked anew.
+    fn way_of(&self, c: &crate::flow::Common, zone: u16, to: &Tuple) -> Option<HopId> {
+        let tables = &self.tables;
+        if let Some(pod) = tables.pods.by_address(to.destination) {
+            return Some(pod.hop);
+        }
+        if tables.node.owns(to.destination) || tables.node.owns(to.source) && tables.routes.lookup(to.destination).is_none() {
+            return tables.hops.iter().position(|h| h.kind == sluice_tables::HopKind::Host).map(|at| HopId(at as u16));
+        }
+        match tables.routes.lookup(to.destination)? {
+            Route::Tunnel(hop) => Some(hop),
+            Route::PeerNode { tunnel, direct } => Some(if zone == 0 || c.space != 0 { direct } else { tunnel }),
+            Route::External(hop) if c.space == 0 && !c.is_reply() => {
+                match tables.egress.rule(to.source, to.destination).map(|r| r.path) {
+                    Some(EgressPath::Gateway(gateway)) => Some(gateway),
+                    Some(_) => None,
+                    None => Some(hop),
+                }
+            }
+            Route::External(hop) => Some(hop),
+            _ => None,
+        }
+    }
+
+    /// What a trace says of a packet of a known flow.
+    pub(crate) fn note_established<E: Family>(&mut self, item: &mut Item, slot: Slot) {
+        let Some(original) = E::table(self).get(slot.original()).copied() else { return };
+        let (tuple, ..) = original.parts();
+        let to = original.to();
+        let translated = (tuple.destination, tuple.destination_port) != (to.destination, to.destination_port);
+        let service = if translated {
+            self.frontend_of(tuple.destination, tuple.protocol, tuple.destination_port).map(|f| f.name.clone())
+        } else {
+            None
+        };
+        let rule = RuleId(original.common().rule);
+        if let Some(note) = self.note(item) {
+            if rule != RuleId::NONE {
+                note.rule = Some(rule);
+            }
+            if let Some(service) = service {
+                note.service = Some(service);
+                note.backend = Some((to.destination, to.destination_port));
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! Service DNAT: frontend, backend, and the refusals.
+//!
+//! Source: Service.spec (internalTrafficPolicy, externalTrafficPolicy, sessionAffinity, loadBalancerSourceRanges).
+
+use super::plan::flow_hash;
+use crate::flow::Tuple;
+use crate::item::Item;
+use crate::pipeline::Pipeline;
+use crate::reason::Reason;
+use sluice_tables::services::FrontendKind;
+use sluice_tables::{Address, Backend, Family, Frontend, FrontendKey};
+use sluice_wire::packet::Shape;
+
+/// Who asks for a Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Client {
+    /// A pod or this node.
+    Inside,
+    /// Anybody else.
+    Outside,
+}
+
+/// What a Service lookup found.
+pub(crate) enum Found {
+    /// No Service has anything to do with the destination.
+    Nothing,
+    /// Go to this backend.
+    Backend { backend: Backend, slot: u16 },
+    /// The fate is set.
+    Settled,
+}
+
+impl Pipeline {
+    /// The frontend of a destination: a Service's own address, or a NodePort on one of this node's InternalIPs.
+    pub(crate) fn frontend_of(&self, destination: Address, protocol: u8, port: u16) -> Option<&Frontend> {
+        let services = &self.tables.services;
+        if let Some(found) = services.frontend(&FrontendKey { address: destination, protocol, port }) {
+            return Some(found);
+        }
+        if !self.tables.node.internal.contains(&Some(destination)) {
+            return None;
+        }
+        let any = match destination.family() {
+            Family::V4 => Address::v4([0; 4]),
+            Family::V6 => Address::v6([0; 16]),
+        };
+        services.frontend(&FrontendKey { address: any, protocol, port })
+    }
+
+    /// Chooses a backend for a flow's first packet, or refuses it.
+    pub(crate) fn serve(&mut self, item: &mut Item, tuple: &Tuple, client: Client) -> Found {
+        let with_ports = item.meta.packet.shape == Shape::Ports;
+        let frontend = match with_ports {
+            true => self.frontend_of(tuple.destination, tuple.protocol, tuple.destination_port).cloned(),
+            false => None,
+        };
+        let Some(frontend) = frontend else {
+            if self.tables.services.address(tuple.destination).is_none() {
+                return Found::Nothing;
+            }
+            if item.meta.packet.shape == Shape::Echo && tuple.source_port != 0 {
+                self.answer_echo(item);
+            } else {
+                self.count_service(1);
+                self.refuse_unreachable(item, Reason::NoBackend);
+            }
+            return Found::Settled;
+        };
+        if let Some(note) = self.note(item) {
+            note.service = Some(frontend.name.clone());
+        }
+        if item.meta.packet.protocol == 6 && item.meta.packet.tcp_flags & 0x02 == 0 {
+            // A connection that no longer (or never) was: the client learns it at once.
+            self.reset_or_drop(item, Reason::InvalidState);
+            return Found::Settled;
+        }
+        if self.cannot_begin(item) {
+            return Found::Settled;
+        }
+        if let Some(ranges) = &frontend.source_ranges
+            && frontend.kind == FrontendKind::LoadBalancer
+            && ranges.lookup(tuple.source).is_none()
+        {
+            self.count_service(2);
+            item.refuse(Reason::SourceRangeDeny);
+            return Found::Settled;
+        }
+        let (set, local_empty) = match (client, frontend.kind) {
+            (Client::Inside, _) | (Client::Outside, FrontendKind::ClusterIp) => {
+                (&frontend.internal, frontend.internal_local_empty)
+            }
+            (Client::Outside, _) => (&frontend.external, frontend.external_local_empty),
+        };
+        let hash = match frontend.affinity {
+            Some(_) => flow_hash(&Tuple {
+                source: tuple.source,
+                destination: Address::default(),
+                source_port: 0,
+                destination_port: 0,
+                protocol: 0,
+            }),
+            None => flow_hash(tuple),
+        };
+        match set.choose(hash).copied() {
+            Some(backend) => {
+                self.count_service(0);
+                if let Some(note) = self.note(item) {
+                    note.backend = Some((backend.address, backend.port));
+                }
+                Found::Backend { backend, slot: frontend.slot }
+            }
+            None if local_empty => {
+                self.count_service(2);
+                item.refuse(Reason::NoLocalBackend);
+                Found::Settled
+            }
+            None => {
+                self.count_service(1);
+                self.refuse_unreachable(item, Reason::NoBackend);
+                Found::Settled
+            }
+        }
+    }
+
+    fn count_service(&self, result: usize) {
+        self.counters.services[result].add(1);
+    }
+
+    /// Whether a flow through a frontend may go on with its backend after the Service has changed.
+    pub(crate) fn backend_is_alive(&self, original: &Tuple, backend: (Address, u16)) -> bool {
+        self.frontend_of(original.destination, original.protocol, original.destination_port)
+            .is_some_and(|frontend| frontend.alive.contains(&backend))
+    }
+}

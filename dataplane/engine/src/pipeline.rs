@@ -1,0 +1,376 @@
+//! The corridor: one worker's state and the stages a batch passes, as plain loops.
+//!
+//! ```text
+//! classify ─▶ key + prefetch bucket ─▶ tags + prefetch entry ─▶ second bucket ─▶ apply ─▶ settle
+//!                                                                     miss ─▶ decide ─▶ install ─▶ apply
+//! ```
+//! Owner: one worker thread. Nodes borrow an [`Item`], `settle` moves its frame. Nothing here allocates, locks or reads a
+//! clock for a packet of an established flow.
+
+use crate::counters::Counters;
+use crate::flow::{Entry4, Entry6, FlowTable, Key4, Key6, Side};
+use crate::handoff::Handoff;
+use crate::item::{BATCH, Fate, Item, Role};
+use crate::nat::{Leases, SnatSpace, SnatSpaces};
+use crate::nodes::fragment::Fragments;
+use crate::outbox::Outbox;
+use crate::reason::{Reason, Stage};
+use crate::trace::{Event, Note, Trace};
+use sluice_port::{PoolCache, PoolError};
+use sluice_tables::Tables;
+use sluice_wire::packet::Shape;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// Length of a tick: last-seen times are counted in these. 2^26 ns, about 67 ms.
+pub const TICK_SHIFT: u32 = 26;
+/// Ticks in a second, rounded up so that no flow dies early.
+pub const TICKS_PER_SECOND: u32 = 15;
+/// Halves a packet can pass on one node: hairpin through SNAT passes four.
+const MAX_PASSES: usize = 6;
+
+/// What all workers of a node share outside the tables; touched on slow paths only.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// SNAT port ranges.
+    pub spaces: SnatSpaces,
+    /// Connections in all tables, and the most there may be.
+    pub flows: AtomicU32,
+    /// Limit of `flows`.
+    pub max_flows: AtomicU32,
+    /// Fragments waiting, over all workers.
+    pub fragments_held: AtomicU32,
+    /// ICMP errors: nanoseconds up to which credit is spent.
+    icmp_spent_until: AtomicU64,
+    /// Neighbours that control should find: written by workers, drained by control.
+    pub wanted: crate::wanted::Wanted,
+}
+
+/// ICMP errors a node sends a second (Linux' default `icmp_msgs_per_sec`) and may send at once.
+const ICMP_PER_SECOND: u64 = 1000;
+
+impl Shared {
+    /// For a node with room for `max_flows` connections.
+    pub fn new(max_flows: u32) -> Arc<Self> {
+        Arc::new(Shared { max_flows: AtomicU32::new(max_flows), ..Shared::default() })
+    }
+
+    /// Whether another ICMP error may be sent now: a token bucket of one second's worth.
+    pub fn may_send_icmp(&self, now: u64) -> bool {
+        let cost = 1_000_000_000 / ICMP_PER_SECOND;
+        let spent = self.icmp_spent_until.load(Ordering::Relaxed).max(now.saturating_sub(1_000_000_000));
+        if spent + cost > now.max(1_000_000_000) {
+            return false;
+        }
+        self.icmp_spent_until.store(spent + cost, Ordering::Relaxed);
+        true
+    }
+}
+
+/// Size and identity of a worker.
+#[derive(Clone, Copy, Debug)]
+pub struct WorkerOptions {
+    /// Number of this worker.
+    pub id: u16,
+    /// Number of workers.
+    pub workers: u16,
+    /// Connections each family's table of this worker can hold.
+    pub flows: usize,
+    /// Seed of the flow hash; the same for all workers of a node, so that outcomes do not depend on their number.
+    pub seed: u64,
+    /// Try 2 MB pages for the tables.
+    pub huge_pages: bool,
+}
+
+/// One worker's packet path.
+pub struct Pipeline {
+    pub(crate) options: WorkerOptions,
+    pub(crate) tables: Arc<Tables>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) flows4: FlowTable<Entry4>,
+    pub(crate) flows6: FlowTable<Entry6>,
+    pub(crate) spaces: Vec<Arc<SnatSpace>>,
+    pub(crate) leases: Leases,
+    pub(crate) fragments: Fragments,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) cache: PoolCache,
+    pub(crate) outbox: Outbox,
+    pub(crate) handoff: Handoff,
+    pub(crate) trace: Option<Box<dyn Trace>>,
+    /// Nanoseconds of the caller's clock at this turn.
+    pub(crate) now: u64,
+    pub(crate) tick: u32,
+    /// Items that pass another half in this turn.
+    again: Vec<Item>,
+    /// Fragments whose first has just come.
+    pub(crate) released: Vec<Item>,
+    keys4: Box<[Key4; BATCH]>,
+    keys6: Box<[Key6; BATCH]>,
+    candidates: Box<[u32; BATCH]>,
+}
+
+const NO_CANDIDATE: u32 = u32::MAX;
+
+impl Pipeline {
+    /// A pipeline on these tables.
+    pub fn new(
+        options: WorkerOptions,
+        tables: Arc<Tables>,
+        shared: Arc<Shared>,
+        cache: PoolCache,
+        handoff: Handoff,
+    ) -> Result<Self, PoolError> {
+        let mut spaces = Vec::new();
+        shared.spaces.catch_up(&mut spaces);
+        Ok(Pipeline {
+            options,
+            tables,
+            flows4: FlowTable::new(options.flows, options.seed, options.huge_pages)?,
+            flows6: FlowTable::new(options.flows, options.seed, options.huge_pages)?,
+            spaces,
+            leases: Leases::default(),
+            fragments: Fragments::default(),
+            counters: Arc::new(Counters::default()),
+            cache,
+            outbox: Outbox::default(),
+            handoff,
+            shared,
+            trace: None,
+            now: 0,
+            tick: 0,
+            again: Vec::with_capacity(2 * BATCH),
+            released: Vec::with_capacity(BATCH),
+            keys4: Box::new([Key4::default(); BATCH]),
+            keys6: Box::new([Key6::default(); BATCH]),
+            candidates: Box::new([NO_CANDIDATE; BATCH]),
+        })
+    }
+
+    /// Sets the turn's time.
+    pub fn set_time(&mut self, now: u64) {
+        self.now = now;
+        self.tick = (now >> TICK_SHIFT) as u32;
+    }
+
+    /// Replaces the tables; `false` if control is just changing the shared port ranges (try again next turn).
+    pub fn adopt(&mut self, tables: &Arc<Tables>) -> bool {
+        if !self.shared.spaces.catch_up(&mut self.spaces) {
+            return false;
+        }
+        self.tables = Arc::clone(tables);
+        true
+    }
+
+    /// Whether somebody listens.
+    #[inline(always)]
+    pub(crate) fn tracing(&self) -> bool {
+        self.trace.is_some()
+    }
+
+    /// Takes frames just received: classifies them and passes them on. `items` is left empty.
+    pub fn receive(&mut self, items: &mut Vec<Item>) {
+        self.counters.received.add(items.len() as u64);
+        self.counters.batch(items.len());
+        for item in items.iter() {
+            sluice_port::prefetch::prefetch(item.frame.data_ptr());
+            sluice_port::prefetch::prefetch(item.frame.data_ptr().wrapping_add(64));
+        }
+        for item in items.iter_mut() {
+            self.classify(item);
+        }
+        self.pass(items);
+        self.finish();
+    }
+
+    /// Takes packets that other workers handed over: they know their half.
+    pub fn receive_handed(&mut self, items: &mut Vec<Item>) {
+        self.counters.handed_in.add(items.len() as u64);
+        self.pass(items);
+        self.finish();
+    }
+
+    /// Runs the remaining halves of packets that stay on this worker.
+    fn finish(&mut self) {
+        for _ in 0..MAX_PASSES {
+            if self.again.is_empty() && self.released.is_empty() {
+                return;
+            }
+            let mut items = std::mem::take(&mut self.again);
+            items.append(&mut self.released);
+            while items.len() > BATCH {
+                let mut part: Vec<Item> = items.drain(..BATCH).collect();
+                self.pass(&mut part);
+            }
+            self.pass(&mut items);
+            // Keep the allocation; `again` may have been filled by the pass.
+            items.append(&mut self.again);
+            self.again = items;
+        }
+        // Halves that never end are a loop in the tables.
+        while let Some(mut item) = self.again.pop() {
+            item.refuse(Reason::NoRoute);
+            self.settle(item);
+        }
+    }
+
+    /// One half of up to [`BATCH`] packets.
+    fn pass(&mut self, items: &mut Vec<Item>) {
+        debug_assert!(items.len() <= BATCH);
+        for (at, item) in items.iter_mut().enumerate().take(BATCH) {
+            if item.meta.fate == Fate::Pending {
+                self.key_stage(at, item);
+            }
+        }
+        for (at, item) in items.iter().enumerate().take(BATCH) {
+            self.candidates[at] = NO_CANDIDATE;
+            if item.meta.fate == Fate::Pending {
+                let found = match item.meta.packet.family {
+                    4 => self.flows4.candidate(item.meta.hash),
+                    _ => self.flows6.candidate(item.meta.hash),
+                };
+                self.candidates[at] = found.map_or(NO_CANDIDATE, |slot| slot.0);
+            }
+        }
+        for (at, item) in items.iter().enumerate().take(BATCH) {
+            if self.candidates[at] == NO_CANDIDATE && item.meta.fate == Fate::Pending {
+                let found = match item.meta.packet.family {
+                    4 => self.flows4.second_candidate(item.meta.hash),
+                    _ => self.flows6.second_candidate(item.meta.hash),
+                };
+                self.candidates[at] = found.map_or(NO_CANDIDATE, |slot| slot.0);
+            }
+        }
+        for (at, item) in items.iter_mut().enumerate().take(BATCH) {
+            if item.meta.fate == Fate::Pending {
+                let candidate = crate::flow::Slot(self.candidates[at]);
+                if item.meta.packet.family == 4 {
+                    let key = self.keys4[at];
+                    self.apply4(item, &key, candidate);
+                } else {
+                    let key = self.keys6[at];
+                    self.apply6(item, &key, candidate);
+                }
+            }
+        }
+        for item in items.drain(..) {
+            self.settle(item);
+        }
+    }
+
+    /// Computes the flow key and asks for its bucket. Fragments and ICMP errors leave the fast path here.
+    #[inline(always)]
+    fn key_stage(&mut self, at: usize, item: &mut Item) {
+        let meta = &mut item.meta;
+        if (meta.packet.fragment && !meta.fragment_known) || meta.packet.shape == Shape::IcmpError {
+            self.uncommon(item);
+            if item.meta.fate != Fate::Pending {
+                return;
+            }
+        }
+        let side = side_of(item.meta.role);
+        let (packet, zone) = (item.meta.packet, item.meta.zone);
+        if packet.family == 4 {
+            let Some(l3) = item.l3().first_chunk::<20>() else { return item.drop(Reason::Malformed, Stage::Parse) };
+            let key = Key4::of(l3, &packet, zone, side);
+            let hash = self.flows4.hash(&key);
+            self.flows4.prefetch_bucket(hash);
+            self.keys4[at] = key;
+            item.meta.hash = hash;
+        } else {
+            let Some(l3) = item.l3().first_chunk::<40>() else { return item.drop(Reason::Malformed, Stage::Parse) };
+            let key = Key6::of(l3, &packet, zone, side);
+            let hash = self.flows6.hash(&key);
+            self.flows6.prefetch_bucket(hash);
+            self.keys6[at] = key;
+            item.meta.hash = hash;
+        }
+    }
+
+    /// Moves an item's frame to where its fate says.
+    pub(crate) fn settle(&mut self, mut item: Item) {
+        match item.meta.fate {
+            Fate::Send(port) => {
+                if self.tracing() {
+                    let event =
+                        if port == self.tables.node.host { Event::Punted(port) } else { Event::Sent(port) };
+                    self.tell(&item, event);
+                }
+                let counter = if port == self.tables.node.host { &self.counters.punted } else { &self.counters.sent };
+                counter.add(1);
+                self.outbox.push(port, item.frame, &mut self.cache, &self.counters);
+            }
+            Fate::Drop(reason, stage) => {
+                self.counters.drop(reason, stage);
+                if self.tracing() {
+                    self.tell(&item, Event::Dropped(reason, stage));
+                }
+                self.cache.free(item.frame);
+            }
+            Fate::Again | Fate::Pending => {
+                item.meta.fate = Fate::Pending;
+                self.again.push(item);
+            }
+            Fate::Handoff(worker) => {
+                item.meta.fate = Fate::Pending;
+                match self.handoff.push(worker, item) {
+                    Ok(()) => self.counters.handed_out.add(1),
+                    Err(mut item) => {
+                        item.refuse(Reason::HandoffFull);
+                        self.settle(item);
+                    }
+                }
+            }
+            Fate::Hold => {
+                if self.tracing() {
+                    self.tell(&item, Event::Held);
+                }
+                self.fragments.hold(item);
+                self.counters.held.set(self.fragments.held() as u64);
+            }
+            Fate::Consumed => {
+                self.counters.consumed.add(1);
+                self.cache.free(item.frame);
+            }
+        }
+    }
+
+    /// Tells the listener what befell an item.
+    #[cold]
+    pub(crate) fn tell(&mut self, item: &Item, event: Event) {
+        if let Some(trace) = &mut self.trace {
+            trace.event(item.meta.port, event, item.note.as_deref(), Some(item.frame.head()));
+        }
+    }
+
+    /// The note of an item, made when first asked for; `None` while nobody listens.
+    pub(crate) fn note<'a>(&self, item: &'a mut Item) -> Option<&'a mut Note> {
+        if self.trace.is_none() { None } else { Some(item.note.get_or_insert_default()) }
+    }
+
+    /// Puts an item into another half on this node; `worker` owns it.
+    pub(crate) fn continue_as(&self, item: &mut Item, role: Role, zone: u16, worker: u16) {
+        item.meta.role = role;
+        item.meta.zone = zone;
+        item.meta.fate = if worker == self.options.id { Fate::Again } else { Fate::Handoff(worker) };
+    }
+
+    /// Worker that polls and owns the host port.
+    pub(crate) fn host_worker(&self) -> u16 {
+        0
+    }
+}
+
+/// Side of the zone's border a half crosses.
+#[inline(always)]
+pub(crate) fn side_of(role: Role) -> Side {
+    match role {
+        Role::Pod | Role::Host => Side::From,
+        Role::Ingress | Role::Node | Role::Transit => Side::To,
+    }
+}
+
+/// Counts a gauge down without wrapping below zero.
+pub(crate) fn saturating_dec(gauge: &AtomicU32) {
+    let _ = gauge.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+}
+
