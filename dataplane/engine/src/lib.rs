@@ -1,1 +1,24 @@
-//! engine: see docs/architecture.md.
+//! The packet path: one straight corridor from a port's receive queue to another's transmit queue.
+//!
+//! A [`Worker`](worker::Worker) owns everything it touches: its queues, its flow tables, its SNAT leases. It reads
+//! [`Tables`](sluice_tables::Tables), which control publishes, and never waits for anybody. See `docs/architecture.md` for
+//! the packet's walk.
+
+pub mod counters;
+pub mod flow;
+pub mod gro;
+pub mod handoff;
+pub mod item;
+pub mod nat;
+pub mod nodes;
+pub mod outbox;
+pub mod pipeline;
+pub mod reason;
+pub mod trace;
+pub mod wanted;
+pub mod worker;
+
+pub use counters::Counters;
+pub use pipeline::{Pipeline, Shared, WorkerOptions};
+pub use reason::{Reason, Stage};
+pub use worker::Worker;

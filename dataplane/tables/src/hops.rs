@@ -91,6 +91,12 @@ impl Hop {
         Hop { version: 0, port, mtu, kind, header_len: 14, outer_sum: 0, header }.stamped()
     }
 
+    /// Whether nothing but the ordinary per-packet fields is left to fill in: no outer header, or one over IPv4.
+    #[inline(always)]
+    pub fn outer_is_v4(&self) -> bool {
+        self.header_len <= 64
+    }
+
     /// Sets the version from the content.
     pub fn stamped(mut self) -> Self {
         self.version = 0;

@@ -238,7 +238,7 @@ impl Pipeline {
         if !keep_ttl {
             item.meta.forwarded = true;
         }
-        self.after_rewrite(item, &e.common);
+        self.after_rewrite(item, &e.common, &e.ports);
     }
 
     /// Rewrites an IPv6 packet and passes it on.
@@ -268,22 +268,23 @@ impl Pipeline {
         if !keep_ttl {
             item.meta.forwarded = true;
         }
-        self.after_rewrite(item, &e.common);
+        self.after_rewrite(item, &e.common, &e.ports);
     }
 
     /// Sends the rewritten packet or passes it to its next half.
     #[inline(always)]
-    fn after_rewrite(&mut self, item: &mut Item, c: &Common) {
+    pub(crate) fn after_rewrite(&mut self, item: &mut Item, c: &Common, ports: &[u8; 4]) {
         if c.next() == Next::Send {
             return self.send(item, HopId(c.hop));
         }
+        // Ports have changed: the next half's key is made of the new ones.
+        item.meta.packet.source_port = [ports[0], ports[1]];
+        item.meta.packet.destination_port = [ports[2], ports[3]];
         self.next_half(item, c);
     }
 
     #[inline(never)]
     fn next_half(&mut self, item: &mut Item, c: &Common) {
-        // Ports have changed: the next half reads them anew.
-        self.reread_ports(item);
         match c.next() {
             Next::Pod => {
                 let owner = self.tables.pods.by_port(c.aux).map(|pod| pod.worker);
