@@ -8,23 +8,24 @@
 //! Numbers that live in different spaces have different types: [`Protocol`] is never an [`EtherType`].
 #![cfg_attr(not(test), no_std)]
 
+pub mod arp;
 pub mod checksum;
 pub mod crc32c;
-
+pub mod ecn;
 pub mod ethernet;
 pub mod flow_key;
-
+pub mod fragment;
 pub mod header;
 pub mod icmp;
 pub mod ipv4;
 pub mod ipv6;
 pub mod layers;
 pub mod malformed;
-
+pub mod ndp;
 pub mod protocol;
-
+pub mod reply;
 pub mod sctp;
-
+pub mod segment;
 pub mod tcp;
 pub mod udp;
 pub mod vxlan;
