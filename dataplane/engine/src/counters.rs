@@ -76,7 +76,7 @@ pub struct Counters {
 impl Counters {
     /// Counts a drop.
     #[inline]
-    pub fn drop(&self, reason: Reason, stage: Stage) {
+    pub fn lost(&self, reason: Reason, stage: Stage) {
         self.drops[reason as usize][stage as usize].add(1);
         self.dropped.add(1);
     }

@@ -130,7 +130,8 @@ fn continues(last: &Frame, old: &Segment, frame: &Frame, new: &Segment) -> bool 
     // A short or pushed segment ends a run.
     let open = old.payload.is_multiple_of(size.max(1)) && old.flags & PSH == 0 && size >= SHORTEST;
     // TTL, TOS, DF; acknowledgement and window; options (timestamps) must agree.
-    let network = if old.v4 { a[15] == b[15] && a[20..23] == b[20..23] } else { a[14..18] == b[14..18] && a[21] == b[21] };
+    let network =
+        if old.v4 { a[15] == b[15] && a[20..23] == b[20..23] } else { a[14..18] == b[14..18] && a[21] == b[21] };
     let transport = a[old.l4 + 8..old.l4 + 12] == b[new.l4 + 8..new.l4 + 12]
         && a[old.l4 + 14..old.l4 + 16] == b[new.l4 + 14..new.l4 + 16]
         && a[old.l4 + 20..old.header] == b[new.l4 + 20..new.header];

@@ -53,11 +53,11 @@ impl Outbox {
     #[inline]
     pub fn push(&mut self, port: u16, frame: Frame, cache: &mut PoolCache, counters: &Counters) {
         let Some(Some(lane)) = self.lanes.get_mut(usize::from(port)) else {
-            counters.drop(Reason::TxFull, Stage::Send);
+            counters.lost(Reason::TxFull, Stage::Send);
             return cache.free(frame);
         };
         if lane.frames.len() >= LANE_LIMIT {
-            counters.drop(Reason::TxFull, Stage::Send);
+            counters.lost(Reason::TxFull, Stage::Send);
             return cache.free(frame);
         }
         let frame = if lane.capabilities.wants_coalescing {

@@ -291,8 +291,7 @@ impl Pipeline {
         match item.meta.fate {
             Fate::Send(port) => {
                 if self.tracing() {
-                    let event =
-                        if port == self.tables.node.host { Event::Punted(port) } else { Event::Sent(port) };
+                    let event = if port == self.tables.node.host { Event::Punted(port) } else { Event::Sent(port) };
                     self.tell(&item, event);
                 }
                 let counter = if port == self.tables.node.host { &self.counters.punted } else { &self.counters.sent };
@@ -300,7 +299,7 @@ impl Pipeline {
                 self.outbox.push(port, item.frame, &mut self.cache, &self.counters);
             }
             Fate::Drop(reason, stage) => {
-                self.counters.drop(reason, stage);
+                self.counters.lost(reason, stage);
                 if self.tracing() {
                     self.tell(&item, Event::Dropped(reason, stage));
                 }
@@ -373,4 +372,3 @@ pub(crate) fn side_of(role: Role) -> Side {
 pub(crate) fn saturating_dec(gauge: &AtomicU32) {
     let _ = gauge.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
 }
-

@@ -22,6 +22,7 @@ pub mod ipv6;
 pub mod layers;
 pub mod malformed;
 pub mod ndp;
+pub mod packet;
 pub mod protocol;
 pub mod reply;
 pub mod sctp;

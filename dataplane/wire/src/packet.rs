@@ -209,7 +209,8 @@ impl Packet {
         for _ in 0..8 {
             match packet.protocol {
                 0 | 43 | 60 => {
-                    let &[next, len] = l3.get(at..at + 2).and_then(|b| b.first_chunk::<2>()).ok_or(Refused::Malformed)?;
+                    let &[next, len] =
+                        l3.get(at..at + 2).and_then(|b| b.first_chunk::<2>()).ok_or(Refused::Malformed)?;
                     at += 8 + usize::from(len) * 8;
                     packet.protocol = next;
                 }

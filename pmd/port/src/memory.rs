@@ -42,8 +42,7 @@ impl<T: FromZeros> Mapped<T> {
         let (address, got_huge) = match large {
             Some(address) => (address, true),
             None => {
-                let address =
-                    map(MapFlags::empty()).map_err(|source| crate::PoolError::Map { bytes, source })?;
+                let address = map(MapFlags::empty()).map_err(|source| crate::PoolError::Map { bytes, source })?;
                 if huge {
                     // SAFETY: the range was mapped above and belongs to us; the advice changes no content.
                     let _ = unsafe { rustix::mm::madvise(address, bytes, rustix::mm::Advice::LinuxHugepage) };

@@ -243,8 +243,7 @@ impl Entry for Entry6 {
 
     fn make(key: Key6, from: &Tuple, to: &Tuple, mut common: Common) -> Self {
         use sluice_wire::checksum::Delta;
-        let l3 = Delta::ipv6(&from.source.0, &to.source.0)
-            .combine(Delta::ipv6(&from.destination.0, &to.destination.0));
+        let l3 = Delta::ipv6(&from.source.0, &to.source.0).combine(Delta::ipv6(&from.destination.0, &to.destination.0));
         let l4 = l3.combine(port_delta(from, to));
         if from == to {
             common.bits |= Common::PLAIN;

@@ -65,8 +65,7 @@ impl Key4 {
     /// Of a parsed packet whose IPv4 header starts at `l3[0]`.
     #[inline(always)]
     pub fn of(l3: &[u8; 20], packet: &Packet, zone: u16, side: Side) -> Self {
-        let addresses =
-            u64::from_ne_bytes([l3[12], l3[13], l3[14], l3[15], l3[16], l3[17], l3[18], l3[19]]);
+        let addresses = u64::from_ne_bytes([l3[12], l3[13], l3[14], l3[15], l3[16], l3[17], l3[18], l3[19]]);
         Key4 { addresses, rest: rest(packet, zone, side) }
     }
 
@@ -128,10 +127,7 @@ impl Tuple {
             (Address::v4([h[12], h[13], h[14], h[15]]), Address::v4([h[16], h[17], h[18], h[19]]))
         } else {
             let h = l3.first_chunk::<40>()?;
-            (
-                Address::v6(h[8..24].first_chunk().copied()?),
-                Address::v6(h[24..40].first_chunk().copied()?),
-            )
+            (Address::v6(h[8..24].first_chunk().copied()?), Address::v6(h[24..40].first_chunk().copied()?))
         };
         Some(Tuple {
             source,
@@ -180,11 +176,7 @@ impl Tuple {
             let word = |b: &[u8]| u64::from_ne_bytes(b.first_chunk().copied().unwrap_or_default());
             [word(x), word(y)]
         };
-        Key6 {
-            source: halves(&self.source),
-            destination: halves(&self.destination),
-            rest: self.rest(zone, side),
-        }
+        Key6 { source: halves(&self.source), destination: halves(&self.destination), rest: self.rest(zone, side) }
     }
 }
 

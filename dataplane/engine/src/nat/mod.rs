@@ -2,4 +2,4 @@
 
 pub mod ports;
 
-pub use ports::{SnatSpace, SnatSpaces, Leases};
+pub use ports::{Leases, SnatSpace, SnatSpaces};

@@ -53,7 +53,7 @@ impl Pipeline {
             return;
         }
         if port == uplink {
-            self.from_uplink(item);
+            self.classify_uplink(item);
         } else if port == host {
             item.meta.role = Role::Host;
             self.neighbour_discovery(item);
@@ -89,7 +89,7 @@ impl Pipeline {
 
     /// A packet from the uplink: overlay, our own addresses, or neither.
     #[inline]
-    fn from_uplink(&mut self, item: &mut Item) {
+    fn classify_uplink(&mut self, item: &mut Item) {
         let packet = item.meta.packet;
         let Some((source, destination)) = addresses(item) else {
             return item.drop(Reason::Malformed, Stage::Parse);
@@ -279,8 +279,7 @@ fn outer_checksum_is_right(item: &mut Item) -> bool {
         return true;
     }
     let Some(pseudo) = pseudo_sum(item.l3(), &packet) else { return false };
-    let (skip, mut left) =
-        (usize::from(item.meta.l3 + packet.l4), usize::from(packet.total) - usize::from(packet.l4));
+    let (skip, mut left) = (usize::from(item.meta.l3 + packet.l4), usize::from(packet.total) - usize::from(packet.l4));
     let mut walk = SumWalk::from(Sum::ZERO.add_u16(pseudo));
     let mut at = 0;
     item.frame.for_each_segment(|bytes| {

@@ -20,7 +20,7 @@ pub(crate) fn is_group(a: Address) -> bool {
 }
 
 impl Pipeline {
-    pub(crate) fn from_pod(&mut self, item: &mut Item, tuple: Tuple) -> Option<Plan> {
+    pub(crate) fn walk_egress(&mut self, item: &mut Item, tuple: Tuple) -> Option<Plan> {
         let Some(pod) = self.tables.pods.by_port(item.meta.zone).cloned() else {
             item.refuse(Reason::NotForUs);
             return None;
@@ -55,7 +55,7 @@ impl Pipeline {
             translated.destination_port = backend.port;
         }
         let rule = self.judge(item, &pod, Direction::Egress, &translated)?;
-        self.route_from_pod(item, &pod, tuple, translated, slot, rule)
+        self.route_egress(item, &pod, tuple, translated, slot, rule)
     }
 
     /// Policy of one direction of a pod; `None`: denied, the fate is set.
@@ -67,7 +67,13 @@ impl Pipeline {
         let identity = self.tables.identities.of(peer);
         let decision = self.tables.policy.decide(set, identity, packet.protocol, packet.destination_port);
         let column = usize::from(direction == Direction::Egress);
-        let row = if !decision.allow { 1 } else if decision.audit { 2 } else { 0 };
+        let row = if !decision.allow {
+            1
+        } else if decision.audit {
+            2
+        } else {
+            0
+        };
         self.counters.verdicts[row][column].add(1);
         if let Some(note) = self.note(item)
             && (decision.rule != RuleId::NONE || !decision.allow)
@@ -81,7 +87,7 @@ impl Pipeline {
         None
     }
 
-    fn route_from_pod(
+    fn route_egress(
         &mut self,
         item: &mut Item,
         pod: &Pod,

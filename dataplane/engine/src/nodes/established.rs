@@ -48,15 +48,16 @@ impl Pipeline {
             Some(e) if e.key == *key && e.common.state != 0 => check(&e.common, item, self, tick),
             _ => Check::Miss,
         };
-        if check == Check::Good && self.trace.is_none() {
-            if let Some(e) = self.flows4.get_mut(slot) {
-                if e.common.last_seen != tick {
-                    e.common.last_seen = tick;
-                }
-                let e = *e;
-                self.rewrite4(item, &e);
-                return;
+        if check == Check::Good
+            && self.trace.is_none()
+            && let Some(e) = self.flows4.get_mut(slot)
+        {
+            if e.common.last_seen != tick {
+                e.common.last_seen = tick;
             }
+            let e = *e;
+            self.rewrite4(item, &e);
+            return;
         }
         self.apply4_slow(item, key, slot, check);
     }
@@ -86,15 +87,16 @@ impl Pipeline {
             Some(e) if e.key == *key && e.common.state != 0 => check(&e.common, item, self, tick),
             _ => Check::Miss,
         };
-        if check == Check::Good && self.trace.is_none() {
-            if let Some(e) = self.flows6.get_mut(slot) {
-                if e.common.last_seen != tick {
-                    e.common.last_seen = tick;
-                }
-                let e = *e;
-                self.rewrite6(item, &e);
-                return;
+        if check == Check::Good
+            && self.trace.is_none()
+            && let Some(e) = self.flows6.get_mut(slot)
+        {
+            if e.common.last_seen != tick {
+                e.common.last_seen = tick;
             }
+            let e = *e;
+            self.rewrite6(item, &e);
+            return;
         }
         self.apply6_slow(item, key, slot, check);
     }
@@ -291,8 +293,7 @@ impl Pipeline {
                 match owner {
                     Some(worker) => {
                         // A transit half remembers itself so that replies come back to it.
-                        let transit =
-                            matches!(item.meta.role, Role::Transit | Role::Node) && item.meta.zone == 0;
+                        let transit = matches!(item.meta.role, Role::Transit | Role::Node) && item.meta.zone == 0;
                         item.meta.transit = if transit { self.options.id + 1 } else { 0 };
                         if transit {
                             item.meta.peer = 0;
@@ -318,14 +319,7 @@ impl Pipeline {
 /// Sets ports (or the echo identifier) and mends the transport checksum; `len` is the transport's length in the packet.
 /// A partial checksum holds the addresses' sum alone, so its delta is the addresses'.
 #[inline(always)]
-pub(crate) fn rewrite_transport(
-    l4: &mut [u8],
-    protocol: u8,
-    ports: &[u8; 4],
-    delta: u16,
-    partial: bool,
-    len: usize,
-) {
+pub(crate) fn rewrite_transport(l4: &mut [u8], protocol: u8, ports: &[u8; 4], delta: u16, partial: bool, len: usize) {
     let delta = Delta::from_bits(delta);
     match protocol {
         6 => {

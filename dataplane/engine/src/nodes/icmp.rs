@@ -60,7 +60,11 @@ impl Pipeline {
 
     /// Sends an ICMP error along the flow it is about.
     pub(crate) fn icmp_error(&mut self, item: &mut Item) {
-        if item.meta.packet.family == 4 { self.icmp_error_in::<Entry4>(item) } else { self.icmp_error_in::<Entry6>(item) }
+        if item.meta.packet.family == 4 {
+            self.icmp_error_in::<Entry4>(item)
+        } else {
+            self.icmp_error_in::<Entry6>(item)
+        }
     }
 
     fn icmp_error_in<E: Family>(&mut self, item: &mut Item) {
@@ -163,8 +167,8 @@ fn rewrite_quoted(bytes: &mut [u8], l4: usize, v4: bool, from: &Tuple, to: &Tupl
     };
     let Some(l4) = bytes.get_mut(l4..) else { return };
     let (source, destination) = (to.source_port.to_be_bytes(), to.destination_port.to_be_bytes());
-    let ports = Delta::u16(from.source_port, to.source_port)
-        .combine(Delta::u16(from.destination_port, to.destination_port));
+    let ports =
+        Delta::u16(from.source_port, to.source_port).combine(Delta::u16(from.destination_port, to.destination_port));
     let all = addresses.combine(ports);
     let mut mend = |at: usize, delta: Delta, udp: bool| {
         if let Some(field) = l4.get_mut(at..at + 2) {

@@ -8,7 +8,7 @@ use crate::reason::Reason;
 use sluice_tables::{Address, Direction, HopId, Route, RuleId};
 
 impl Pipeline {
-    pub(crate) fn into_pod(&mut self, item: &mut Item, tuple: Tuple) -> Option<Plan> {
+    pub(crate) fn walk_ingress(&mut self, item: &mut Item, tuple: Tuple) -> Option<Plan> {
         let Some(pod) = self.tables.pods.by_port(item.meta.zone).cloned() else {
             item.refuse(Reason::NoRoute);
             return None;
@@ -48,10 +48,7 @@ impl Pipeline {
         if peer.sources.iter().any(|prefix| prefix.contains(source)) {
             return true;
         }
-        let outside = matches!(
-            self.tables.routes.lookup(source),
-            Some(Route::External(_) | Route::Unresolved) | None
-        );
+        let outside = matches!(self.tables.routes.lookup(source), Some(Route::External(_) | Route::Unresolved) | None);
         // A gateway relays outside addresses, but only as replies, which have a flow.
         item.refuse(if peer.gateway && outside { Reason::InvalidState } else { Reason::SourceSpoofed });
         false

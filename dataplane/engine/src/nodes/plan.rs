@@ -2,7 +2,7 @@
 
 use super::established::Family;
 use crate::flow::{Common, Entry4, Entry6, Next, Side, Slot, State, Tuple};
-use crate::item::{Fate, Item, Role};
+use crate::item::{Item, Role};
 use crate::pipeline::{Pipeline, TICKS_PER_SECOND, saturating_dec, side_of};
 use crate::reason::Reason;
 use sluice_tables::hops::HopId;
@@ -94,12 +94,8 @@ impl Pipeline {
         };
         back.set_next(plan.back.next);
         let reply_from = plan.translated.reverse();
-        let original = E::make(
-            E::key_of(&plan.original, item.meta.zone, side),
-            &plan.original,
-            &plan.translated,
-            forward,
-        );
+        let original =
+            E::make(E::key_of(&plan.original, item.meta.zone, side), &plan.original, &plan.translated, forward);
         let reply = E::make(
             E::key_of(&reply_from, plan.reply_zone, plan.reply_side),
             &reply_from,
@@ -138,9 +134,8 @@ impl Pipeline {
     /// Sees to it that one more flow may be made: half-open and closing ones make room, established ones never.
     fn make_room<E: Family>(&mut self) -> bool {
         let limit = self.shared.max_flows.load(Ordering::Relaxed);
-        let full = |p: &Self| {
-            p.shared.flows.load(Ordering::Relaxed) >= limit || E::table(p).len() >= E::table(p).capacity()
-        };
+        let full =
+            |p: &Self| p.shared.flows.load(Ordering::Relaxed) >= limit || E::table(p).len() >= E::table(p).capacity();
         if !full(self) {
             return true;
         }
@@ -183,7 +178,13 @@ impl Pipeline {
 
     /// Gives the flow a port of `address`: sets source address and port of `translated` and returns the space + 1. Sets the
     /// fate if there is none.
-    pub(crate) fn snat(&mut self, item: &mut Item, original: &Tuple, translated: &mut Tuple, address: Address) -> Option<u16> {
+    pub(crate) fn snat(
+        &mut self,
+        item: &mut Item,
+        original: &Tuple,
+        translated: &mut Tuple,
+        address: Address,
+    ) -> Option<u16> {
         use sluice_wire::packet::Shape;
         if !matches!(item.meta.packet.shape, Shape::Ports | Shape::Echo) {
             item.refuse(Reason::UnsupportedProtocol);
@@ -263,11 +264,11 @@ impl Pipeline {
             return None;
         }
         let plan = match item.meta.role {
-            Role::Pod => self.from_pod(item, tuple),
-            Role::Ingress => self.into_pod(item, tuple),
-            Role::Node => self.to_node(item, tuple),
-            Role::Transit => self.in_transit(item, tuple),
-            Role::Host => self.from_host(item, tuple),
+            Role::Pod => self.walk_egress(item, tuple),
+            Role::Ingress => self.walk_ingress(item, tuple),
+            Role::Node => self.walk_node(item, tuple),
+            Role::Transit => self.walk_transit(item, tuple),
+            Role::Host => self.walk_host(item, tuple),
         }?;
         let common = Common {
             hop: plan.forward.hop.0,
@@ -330,7 +331,8 @@ fn with_source_port(tuple: &Tuple, port: u16) -> Tuple {
 
 /// Hash of a tuple under fixed keys: the same on every node and in every run (backend choice, SNAT port choice).
 pub(crate) fn flow_hash(tuple: &Tuple) -> u64 {
-    let ports = u64::from(tuple.source_port) << 32 | u64::from(tuple.destination_port) << 16 | u64::from(tuple.protocol);
+    let ports =
+        u64::from(tuple.source_port) << 32 | u64::from(tuple.destination_port) << 16 | u64::from(tuple.protocol);
     let mut h = 0x243f_6a88_85a3_08d3_u64;
     for word in [
         (tuple.source.bits() >> 64) as u64,
@@ -345,11 +347,4 @@ pub(crate) fn flow_hash(tuple: &Tuple) -> u64 {
     h ^= h >> 29;
     h = h.wrapping_mul(0xbf58_476d_1ce4_e5b9);
     h ^ (h >> 32)
-}
-
-impl Item {
-    /// Whether the fate is still open.
-    pub(crate) fn is_pending(&self) -> bool {
-        self.meta.fate == Fate::Pending
-    }
 }

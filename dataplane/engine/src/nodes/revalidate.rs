@@ -93,12 +93,9 @@ impl Pipeline {
         let to = entry.to();
         let (_, zone, _) = entry.parts();
         let found = match c.next() {
-            Next::Pod => self
-                .tables
-                .pods
-                .by_port(c.aux)
-                .filter(|pod| pod.addresses.contains(&to.destination))
-                .map(|pod| pod.hop),
+            Next::Pod => {
+                self.tables.pods.by_port(c.aux).filter(|pod| pod.addresses.contains(&to.destination)).map(|pod| pod.hop)
+            }
             Next::Node | Next::Transit => self.tables.pods.by_port(c.pod).map(|pod| pod.hop),
             Next::Send => self.way_of(&c, zone, &to),
         };
@@ -125,7 +122,9 @@ impl Pipeline {
         if let Some(pod) = tables.pods.by_address(to.destination) {
             return Some(pod.hop);
         }
-        if tables.node.owns(to.destination) || tables.node.owns(to.source) && tables.routes.lookup(to.destination).is_none() {
+        if tables.node.owns(to.destination)
+            || tables.node.owns(to.source) && tables.routes.lookup(to.destination).is_none()
+        {
             return tables.hops.iter().position(|h| h.kind == sluice_tables::HopKind::Host).map(|at| HopId(at as u16));
         }
         match tables.routes.lookup(to.destination)? {

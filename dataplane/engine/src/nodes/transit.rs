@@ -13,7 +13,7 @@ use sluice_wire::packet::Shape;
 
 impl Pipeline {
     /// To an address of this node, and no flow knows it: a NodePort, or the host's.
-    pub(crate) fn to_node(&mut self, item: &mut Item, tuple: Tuple) -> Option<Plan> {
+    pub(crate) fn walk_node(&mut self, item: &mut Item, tuple: Tuple) -> Option<Plan> {
         if !self.came_honestly(item, tuple.source) {
             return None;
         }
@@ -23,7 +23,7 @@ impl Pipeline {
             && self.frontend_of(tuple.destination, tuple.protocol, tuple.destination_port).is_some()
         {
             return match self.serve(item, &tuple, Client::Outside) {
-                Found::Backend { backend, slot } => self.to_backend(item, tuple, backend, slot),
+                Found::Backend { backend, slot } => self.backend_plan(item, tuple, backend, slot),
                 Found::Nothing | Found::Settled => None,
             };
         }
@@ -41,13 +41,17 @@ impl Pipeline {
     }
 
     /// Neither to nor from this node.
-    pub(crate) fn in_transit(&mut self, item: &mut Item, tuple: Tuple) -> Option<Plan> {
+    pub(crate) fn walk_transit(&mut self, item: &mut Item, tuple: Tuple) -> Option<Plan> {
         if !self.came_honestly(item, tuple.source) {
             return None;
         }
-        if item.meta.peer == 0 && !is_group(tuple.destination) {
+        if item.meta.peer == 0 {
+            if is_group(tuple.destination) {
+                item.refuse(Reason::NotForUs);
+                return None;
+            }
             match self.serve(item, &tuple, Client::Outside) {
-                Found::Backend { backend, slot } => return self.to_backend(item, tuple, backend, slot),
+                Found::Backend { backend, slot } => return self.backend_plan(item, tuple, backend, slot),
                 Found::Settled => return None,
                 Found::Nothing => {}
             }
@@ -96,10 +100,9 @@ impl Pipeline {
 
     /// A client outside and its backend: on this node the client's address is kept, elsewhere ours stands in for it, so that
     /// replies come back this way.
-    fn to_backend(&mut self, item: &mut Item, tuple: Tuple, backend: Backend, slot: u16) -> Option<Plan> {
+    fn backend_plan(&mut self, item: &mut Item, tuple: Tuple, backend: Backend, slot: u16) -> Option<Plan> {
         let tables = self.tables.clone();
-        let mut translated =
-            Tuple { destination: backend.address, destination_port: backend.port, ..tuple };
+        let mut translated = Tuple { destination: backend.address, destination_port: backend.port, ..tuple };
         let back = match tables.routes.external(tuple.source) {
             Some(Route::External(hop)) => hop,
             Some(_) => {
@@ -157,7 +160,7 @@ impl Pipeline {
     }
 
     /// From the host: to a Service, a pod here or elsewhere, or another node's pods.
-    pub(crate) fn from_host(&mut self, item: &mut Item, tuple: Tuple) -> Option<Plan> {
+    pub(crate) fn walk_host(&mut self, item: &mut Item, tuple: Tuple) -> Option<Plan> {
         if is_group(tuple.destination) {
             item.refuse(Reason::NoRoute);
             return None;
@@ -166,8 +169,7 @@ impl Pipeline {
             item.refuse(Reason::SourceSpoofed);
             return None;
         }
-        if (tuple.destination == GATEWAY_V4 || tuple.destination == GATEWAY_V6)
-            && item.meta.packet.shape == Shape::Echo
+        if (tuple.destination == GATEWAY_V4 || tuple.destination == GATEWAY_V6) && item.meta.packet.shape == Shape::Echo
         {
             self.answer_echo(item);
             return None;
@@ -184,8 +186,7 @@ impl Pipeline {
 
     fn host_to_backend(&mut self, item: &mut Item, tuple: Tuple, backend: Backend, slot: u16) -> Option<Plan> {
         let tables = self.tables.clone();
-        let mut translated =
-            Tuple { destination: backend.address, destination_port: backend.port, ..tuple };
+        let mut translated = Tuple { destination: backend.address, destination_port: backend.port, ..tuple };
         let (mut reply_side, mut space) = (Side::To, 0);
         let forward = if let Some(pod) = tables.pods.by_address(backend.address) {
             Way { next: Next::Pod, hop: pod.hop, aux: pod.port }
