@@ -161,6 +161,40 @@ impl Pipeline {
         true
     }
 
+    /// Sets or removes the listener.
+    pub fn listen(&mut self, trace: Option<Box<dyn Trace>>) {
+        self.trace = trace;
+    }
+
+    /// This worker's free frames.
+    pub fn cache_mut(&mut self) -> &mut PoolCache {
+        &mut self.cache
+    }
+
+    /// Its counters.
+    pub fn counters(&self) -> &Arc<Counters> {
+        &self.counters
+    }
+
+    /// Opens the lane of a port without a device: what is sent waits for [`take_lane`](Self::take_lane).
+    pub fn open_lane(&mut self, port: u16, capabilities: sluice_port::Capabilities) {
+        self.outbox.open(port, capabilities);
+    }
+
+    /// Takes what was sent on a lane.
+    pub fn take_lane(&mut self, port: u16) -> sluice_port::Burst {
+        self.outbox.take(port)
+    }
+
+    /// Handles what other workers have handed over; returns their number. `room` is scratch space.
+    pub fn take_handed(&mut self, room: &mut Vec<Item>) -> usize {
+        let n = self.handoff.pop(BATCH, room);
+        if n > 0 {
+            self.receive_handed(room);
+        }
+        n
+    }
+
     /// Whether somebody listens.
     #[inline(always)]
     pub(crate) fn tracing(&self) -> bool {
@@ -289,6 +323,7 @@ impl Pipeline {
     /// Moves an item's frame to where its fate says.
     pub(crate) fn settle(&mut self, mut item: Item) {
         match item.meta.fate {
+            Fate::Send(port) if !self.outbox.has(port) => self.send_elsewhere(item, port),
             Fate::Send(port) => {
                 if self.tracing() {
                     let event = if port == self.tables.node.host { Event::Punted(port) } else { Event::Sent(port) };
@@ -329,6 +364,24 @@ impl Pipeline {
             Fate::Consumed => {
                 self.counters.consumed.add(1);
                 self.cache.free(item.frame);
+            }
+        }
+    }
+
+    /// Hands a finished frame to the worker that sends on its port.
+    #[cold]
+    fn send_elsewhere(&mut self, mut item: Item, port: u16) {
+        let owner = self.tables.pods.by_port(port).map_or(self.host_worker(), |pod| pod.worker);
+        if owner == self.options.id {
+            // The port is going or has not come yet.
+            item.drop(Reason::TxFull, Stage::Send);
+            return self.settle(item);
+        }
+        match self.handoff.push(owner, item) {
+            Ok(()) => self.counters.handed_out.add(1),
+            Err(mut item) => {
+                item.drop(Reason::HandoffFull, Stage::Send);
+                self.settle(item);
             }
         }
     }

@@ -55,7 +55,7 @@ impl Worker {
 
     /// Its counters, for readers on other threads.
     pub fn counters(&self) -> Arc<Counters> {
-        Arc::clone(&self.pipeline.counters)
+        Arc::clone(self.pipeline.counters())
     }
 
     /// The pipeline, for tests and benches.
@@ -65,7 +65,7 @@ impl Worker {
 
     /// Sets or removes the listener.
     pub fn set_trace(&mut self, trace: Option<Box<dyn Trace>>) {
-        self.pipeline.trace = trace;
+        self.pipeline.listen(trace);
     }
 
     /// Takes over a queue of a port. The tables that know the port must be applied first.
@@ -130,7 +130,7 @@ impl Worker {
             handled += self.items.len();
             self.pipeline.receive(&mut self.items);
         }
-        handled += self.take_handed();
+        handled += self.pipeline.take_handed(&mut self.items);
         for q in &mut self.queues {
             self.pipeline.outbox.flush(q.port, q.queue.as_mut(), &mut self.pipeline.cache);
             if q.warm > 0 || cold_turn || self.pipeline.outbox.waiting(q.port) > 0 {
@@ -144,14 +144,6 @@ impl Worker {
             counters.busy_turns.add(1);
         }
         handled
-    }
-
-    fn take_handed(&mut self) -> usize {
-        let n = self.pipeline.handoff.pop(BATCH, &mut self.items);
-        if n > 0 {
-            self.pipeline.receive_handed(&mut self.items);
-        }
-        n
     }
 
     /// Closes every queue and gives all frames back.

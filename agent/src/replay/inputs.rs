@@ -1,0 +1,70 @@
+//! The packets of a replay: read from captures, merged by time.
+
+use super::verdict::Names;
+use anyhow::{Result, bail};
+use sluice_port::pcap::{Resolution, read_all};
+use sluice_wire::Layers;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+/// One packet of an input.
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// Nanoseconds of the capture's clock.
+    pub time: u64,
+    /// Port number it comes in on.
+    pub port: u16,
+    /// The frame.
+    pub bytes: Vec<u8>,
+}
+
+/// Reads every `PORT=FILE`; packets are merged by time, ties in order of the arguments, then of the file.
+pub fn read(inputs: &[(String, PathBuf)], names: &Names) -> Result<Vec<Input>> {
+    let mut all = Vec::new();
+    let mut seen = Vec::new();
+    for (name, path) in inputs {
+        let Some(port) = names.number(name) else {
+            bail!("--rx {name}=…: no such port on this node; it has {}", names.list());
+        };
+        if seen.contains(&port) {
+            bail!("--rx {name}=…: the port is named twice");
+        }
+        seen.push(port);
+        for (time, bytes) in read_all(path)? {
+            all.push(Input { time, port, bytes });
+        }
+    }
+    all.sort_by_key(|input| input.time);
+    Ok(all)
+}
+
+/// Nanosecond captures out if any packet's time needs them.
+pub fn resolution(inputs: &[Input]) -> Resolution {
+    if inputs.iter().all(|input| input.time % 1000 == 0) { Resolution::Microseconds } else { Resolution::Nanoseconds }
+}
+
+/// Calls `f` with the addresses of a frame, and of the packet inside if it is an overlay packet.
+pub fn for_each_address(frame: &[u8], mut f: impl FnMut(IpAddr)) {
+    let mut from = frame;
+    for _ in 0..2 {
+        let Ok(layers) = Layers::parse(from, from.len()) else { return };
+        [layers.source(from), layers.destination(from)].into_iter().flatten().for_each(&mut f);
+        match from.get(usize::from(layers.l4) + 16..) {
+            Some(inner) if layers.protocol.0 == 17 => from = inner,
+            _ => return,
+        }
+    }
+}
+
+/// A number that is equal for both directions of a flow, as symmetric RSS would give.
+pub fn spread(frame: &[u8]) -> usize {
+    let Ok(layers) = Layers::parse(frame, frame.len()) else { return 0 };
+    let mut sum = 0usize;
+    for address in [layers.source(frame), layers.destination(frame)].into_iter().flatten() {
+        match address {
+            IpAddr::V4(a) => sum += a.octets().iter().map(|b| usize::from(*b)).sum::<usize>(),
+            IpAddr::V6(a) => sum += a.octets().iter().map(|b| usize::from(*b)).sum::<usize>(),
+        }
+    }
+    sum + layers.transport.ports().map_or(0, |(a, b)| usize::from(a) + usize::from(b))
+}
