@@ -1,0 +1,1 @@
+//! Fills in what a real cluster's controllers would have filled in.
