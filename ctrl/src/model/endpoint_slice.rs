@@ -37,7 +37,7 @@ pub struct Endpoint {
 }
 
 /// One port of the slice's endpoints; ports without a number are left out.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EndpointPort {
     /// The Service port's name; empty for an unnamed one.
     pub name: String,
