@@ -1,1 +1,26 @@
-//! afxdp: see docs/architecture.md.
+//! AF_XDP ports: the kernel's fast path into user space, on any interface, without taking the interface away.
+//!
+//! ```text
+//!   NIC or veth --> XDP program (bpf/sluice.bpf.c) --ours--> XskQueue --> worker
+//!                                  `--all else--> kernel
+//! ```
+//! [`Umem`] lends the frame pool to the kernel, [`Program`] decides on one interface what is ours, [`XskQueue`] is the
+//! driver on one of its queues. Control opens all three; a worker polls the queue.
+
+mod abi;
+mod checksum;
+pub mod device;
+pub mod program;
+pub mod queue;
+mod ring;
+mod socket;
+pub mod umem;
+pub mod watchdog;
+
+pub use checksum::complete_checksum;
+pub use device::{Device, DeviceError, Interface};
+pub use program::{AttachMode, Attached, Program, ProgramError, Steering, Verdicts};
+pub use queue::{BindMode, QueueOptions, XskQueue};
+pub use socket::OpenError;
+pub use umem::Umem;
+pub use watchdog::{Stall, Watchdog};

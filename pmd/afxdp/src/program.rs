@@ -1,0 +1,521 @@
+//! The XDP steering program on one interface: loaded, attached, and its tables kept as wanted.
+//!
+//! Runs on the control thread, in the interface's network namespace while attaching. Source: `bpf/sluice.bpf.c`, which
+//! says what is steered; Documentation/bpf/map_xskmap.rst.
+//! Attached by a BPF link and never by netlink: the kernel removes it when the process ends, however it ends.
+//! Each setter takes the whole wanted state and changes only what differs, additions first, so that traffic of what
+//! stays is never missed.
+
+use crate::device::{Device, DeviceError, Interface};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, XskMap};
+use aya::programs::links::FdLink;
+use aya::programs::{ProgramError as AyaProgramError, Xdp, XdpMode};
+use aya::{Ebpf, EbpfError, EbpfLoader, include_bytes_aligned};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd};
+
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice.bpf.o"));
+
+const ADDRESS_NODE: u32 = 1;
+const ADDRESS_OWNED: u32 = 2;
+const CONFIG_STEER_ALL: u32 = 1;
+/// Queues an interface may have (`xsks` in the object).
+const MAX_QUEUES: u32 = 64;
+
+/// Why the program is not on the interface, or a table not as wanted. Every message names what would mend it.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    /// No such interface, or it cannot be described.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// CAP_BPF or CAP_NET_ADMIN is missing.
+    #[error("no permission to load XDP programs; run as root or grant CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON")]
+    Permission,
+    /// The kernel refused the program or a map of it.
+    #[error("the kernel refuses the XDP program: {0}")]
+    Load(String),
+    /// Another program is on the interface.
+    #[error(
+        "another XDP program is attached to {0}; `ip link set dev {0} xdp off` removes it, `ip link show {0}` names it"
+    )]
+    Occupied(String),
+    /// Neither mode could be attached.
+    #[error("no XDP program can be attached to {device}: native: {native}; generic: {generic}")]
+    Attach {
+        /// Interface name.
+        device: String,
+        /// Why not in the driver; empty if that was not tried.
+        native: String,
+        /// Why not in the stack; empty if that was not tried.
+        generic: String,
+    },
+    /// The kernel is too old for BPF links on interfaces.
+    #[error("this kernel cannot attach XDP programs by BPF link; Linux 5.9 or newer is needed")]
+    NoLink,
+    /// A table could not be changed.
+    #[error("XDP table `{table}` of {device}: {source}")]
+    Table {
+        /// Interface name.
+        device: String,
+        /// Which table.
+        table: &'static str,
+        /// The kernel's answer.
+        source: MapError,
+    },
+    /// The program was attached without steering tables.
+    #[error("the XDP program on {0} steers everything; it has no tables")]
+    NoTables(String),
+}
+
+/// Where XDP is to run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum AttachMode {
+    /// In the driver if it can, else in the stack.
+    #[default]
+    Auto,
+    /// In the driver.
+    Native,
+    /// In the stack (skb mode).
+    Generic,
+}
+
+/// Where XDP runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attached {
+    /// In the driver, before the kernel makes a packet buffer.
+    Native,
+    /// In the stack, on the kernel's packet buffers.
+    Generic,
+}
+
+impl fmt::Display for Attached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Attached::Native => "native",
+            Attached::Generic => "generic",
+        })
+    }
+}
+
+/// What the program needs to know besides addresses and NodePorts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Steering {
+    /// UDP port of the overlay; `None` while there is none.
+    pub vxlan_port: Option<u16>,
+    /// First and last port used for SNAT on the node's addresses.
+    pub snat_ports: Option<(u16, u16)>,
+    /// Everything is ours, whatever the tables say.
+    pub steer_all: bool,
+}
+
+impl Steering {
+    /// `struct config` of the object.
+    fn bytes(&self) -> [u8; 12] {
+        let (low, high) = self.snat_ports.unwrap_or((1, 0));
+        let mut bytes = [0; 12];
+        bytes[0..2].copy_from_slice(&self.vxlan_port.unwrap_or(0).to_be_bytes());
+        bytes[2..4].copy_from_slice(&low.to_ne_bytes());
+        bytes[4..6].copy_from_slice(&high.to_ne_bytes());
+        bytes[8..12].copy_from_slice(&if self.steer_all { CONFIG_STEER_ALL } else { 0 }.to_ne_bytes());
+        bytes
+    }
+}
+
+/// Packets the program has decided on, over all queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Verdicts {
+    /// Left to the kernel.
+    pub passed: u64,
+    /// Given to one of our sockets.
+    pub redirected: u64,
+}
+
+/// The tables that say what is ours; absent where everything is.
+struct Tables {
+    addresses: HashMap<MapData, [u8; 16], u32>,
+    ports: HashMap<MapData, [u8; 4], u8>,
+    /// The wanted sets, by who asked for them.
+    node: BTreeSet<[u8; 16]>,
+    owned: BTreeSet<[u8; 16]>,
+    /// What the kernel has now.
+    address_flags: BTreeMap<[u8; 16], u32>,
+    port_keys: BTreeSet<[u8; 4]>,
+}
+
+/// The program on one interface. Dropping it takes it off.
+pub struct Program {
+    device: Device,
+    attached: Attached,
+    reason: String,
+    xsks: XskMap<MapData>,
+    config: Array<MapData, [u8; 12]>,
+    verdicts: PerCpuArray<MapData, u64>,
+    steering: Steering,
+    tables: Option<Tables>,
+    _link: FdLink,
+}
+
+impl Program {
+    /// Loads and attaches the program with empty tables: until they are set, the kernel gets every packet.
+    pub fn attach<'a>(interface: impl Into<Interface<'a>>, mode: AttachMode) -> Result<Program, ProgramError> {
+        Program::load(Device::find(interface)?, mode, Steering::default(), OBJECT)
+    }
+
+    /// Loads and attaches the program with everything steered to us and no tables: for pod interfaces, of which there
+    /// are many. Costs about 30 KB of kernel memory.
+    pub fn attach_all<'a>(interface: impl Into<Interface<'a>>, mode: AttachMode) -> Result<Program, ProgramError> {
+        Program::load(Device::find(interface)?, mode, Steering { steer_all: true, ..Steering::default() }, OBJECT)
+    }
+
+    fn load(device: Device, mode: AttachMode, steering: Steering, object: &[u8]) -> Result<Program, ProgramError> {
+        let mut loader = EbpfLoader::new();
+        if steering.steer_all {
+            for table in ["local_addrs", "ports", "fragments"] {
+                loader.map_max_entries(table, 1);
+            }
+        }
+        let mut ebpf = loader.load(object).map_err(load_error)?;
+        let program: &mut Xdp = ebpf
+            .program_mut("sluice")
+            .ok_or_else(|| ProgramError::Load("the object has no program `sluice`".into()))?
+            .try_into()
+            .map_err(program_error)?;
+        program.load().map_err(program_error)?;
+
+        // The configuration stands before the first packet is looked at.
+        let mut config: Array<MapData, [u8; 12]> = table(&device, &mut ebpf, "config")?;
+        config.set(0, steering.bytes(), 0).map_err(|e| table_error(&device, "config", e))?;
+
+        let program: &mut Xdp = ebpf
+            .program_mut("sluice")
+            .ok_or_else(|| ProgramError::Load("the object has no program `sluice`".into()))?
+            .try_into()
+            .map_err(program_error)?;
+        let (link, attached, reason) = attach(program, &device, mode)?;
+        let tables = if steering.steer_all {
+            None
+        } else {
+            Some(Tables {
+                addresses: table(&device, &mut ebpf, "local_addrs")?,
+                ports: table(&device, &mut ebpf, "ports")?,
+                node: BTreeSet::new(),
+                owned: BTreeSet::new(),
+                address_flags: BTreeMap::new(),
+                port_keys: BTreeSet::new(),
+            })
+        };
+        Ok(Program {
+            xsks: table(&device, &mut ebpf, "xsks")?,
+            verdicts: table(&device, &mut ebpf, "verdicts")?,
+            device,
+            attached,
+            reason,
+            config,
+            steering,
+            tables,
+            _link: link,
+        })
+    }
+
+    /// The interface, as it was when the program was attached.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Where the program runs.
+    pub fn attached(&self) -> Attached {
+        self.attached
+    }
+
+    /// Why it does not run in the driver; empty if it does or was not meant to.
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// Replaces the addresses that we share with the kernel (the node's InternalIPs).
+    pub fn set_node_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), ProgramError> {
+        self.tables()?.node = addresses.iter().map(address_key).collect();
+        self.sync_addresses()
+    }
+
+    /// Replaces the addresses that are ours alone (VIPs, egress addresses): all their packets, ARP and ND included.
+    pub fn set_owned_addresses(&mut self, addresses: &[IpAddr]) -> Result<(), ProgramError> {
+        self.tables()?.owned = addresses.iter().map(address_key).collect();
+        self.sync_addresses()
+    }
+
+    /// Replaces the NodePorts: IP protocol number and port.
+    pub fn set_node_ports(&mut self, ports: &[(u8, u16)]) -> Result<(), ProgramError> {
+        let device = self.device.clone();
+        let failed = |e| table_error(&device, "ports", e);
+        let tables = self.tables()?;
+        let wanted: BTreeSet<[u8; 4]> = ports
+            .iter()
+            .map(|(protocol, port)| {
+                let [high, low] = port.to_be_bytes();
+                [*protocol, 0, high, low]
+            })
+            .collect();
+        for key in &wanted {
+            if !tables.port_keys.contains(key) {
+                tables.ports.insert(key, 1, 0).map_err(failed)?;
+                tables.port_keys.insert(*key);
+            }
+        }
+        for key in tables.port_keys.difference(&wanted).copied().collect::<Vec<_>>() {
+            removed(tables.ports.remove(&key)).map_err(failed)?;
+            tables.port_keys.remove(&key);
+        }
+        Ok(())
+    }
+
+    /// Replaces the configuration.
+    pub fn set_config(&mut self, steering: Steering) -> Result<(), ProgramError> {
+        if steering != self.steering {
+            self.config.set(0, steering.bytes(), 0).map_err(|e| table_error(&self.device, "config", e))?;
+            self.steering = steering;
+        }
+        Ok(())
+    }
+
+    /// Gives queue `queue`'s packets to the socket; it must be bound to that queue of this interface. The kernel
+    /// removes the entry when the socket is closed.
+    pub fn register(&mut self, queue: u32, socket: impl AsFd) -> Result<(), ProgramError> {
+        self.xsks.set(queue, socket.as_fd().as_raw_fd(), 0).map_err(|e| table_error(&self.device, "xsks", e))
+    }
+
+    /// Leaves queue `queue`'s packets to the kernel again.
+    pub fn unregister(&mut self, queue: u32) -> Result<(), ProgramError> {
+        removed(self.xsks.unset(queue)).map_err(|e| table_error(&self.device, "xsks", e))
+    }
+
+    /// What the program has decided so far. One system call; for metrics and for the [`Watchdog`](crate::Watchdog).
+    pub fn verdicts(&self) -> Result<Verdicts, ProgramError> {
+        let read = |at| {
+            self.verdicts
+                .get(&at, 0)
+                .map(|per_cpu| per_cpu.iter().sum())
+                .map_err(|e| table_error(&self.device, "verdicts", e))
+        };
+        Ok(Verdicts { passed: read(0)?, redirected: read(1)? })
+    }
+
+    fn tables(&mut self) -> Result<&mut Tables, ProgramError> {
+        self.tables.as_mut().ok_or_else(|| ProgramError::NoTables(self.device.name.clone()))
+    }
+
+    fn sync_addresses(&mut self) -> Result<(), ProgramError> {
+        let device = self.device.clone();
+        let failed = |e| table_error(&device, "local_addrs", e);
+        let tables = self.tables()?;
+        let mut wanted: BTreeMap<[u8; 16], u32> = BTreeMap::new();
+        for key in &tables.node {
+            *wanted.entry(*key).or_default() |= ADDRESS_NODE;
+        }
+        for key in &tables.owned {
+            *wanted.entry(*key).or_default() |= ADDRESS_OWNED;
+        }
+        for (key, flags) in &wanted {
+            if tables.address_flags.get(key) != Some(flags) {
+                tables.addresses.insert(key, flags, 0).map_err(failed)?;
+                tables.address_flags.insert(*key, *flags);
+            }
+        }
+        let gone: Vec<_> = tables.address_flags.keys().filter(|k| !wanted.contains_key(*k)).copied().collect();
+        for key in gone {
+            removed(tables.addresses.remove(&key)).map_err(failed)?;
+            tables.address_flags.remove(&key);
+        }
+        Ok(())
+    }
+}
+
+/// `struct address` of the object: IPv4 as `::ffff:a.b.c.d`.
+fn address_key(address: &IpAddr) -> [u8; 16] {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+/// Removing what is not there is done already.
+fn removed(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(e)) if e.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    }
+}
+
+fn table<T: TryFrom<Map, Error = MapError>>(
+    device: &Device,
+    ebpf: &mut Ebpf,
+    name: &'static str,
+) -> Result<T, ProgramError> {
+    let map = ebpf.take_map(name).ok_or_else(|| ProgramError::Load(format!("the object has no map `{name}`")))?;
+    T::try_from(map).map_err(|e| table_error(device, name, e))
+}
+
+fn table_error(device: &Device, table: &'static str, source: MapError) -> ProgramError {
+    ProgramError::Table { device: device.name.clone(), table, source }
+}
+
+/// The first error number in a chain of causes.
+fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let mut at = Some(error);
+    while let Some(error) = at {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return io.raw_os_error();
+        }
+        at = error.source();
+    }
+    None
+}
+
+/// An error and its causes in one line.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut at = error.source();
+    while let Some(cause) = at {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        at = cause.source();
+    }
+    text
+}
+
+fn load_error(error: EbpfError) -> ProgramError {
+    match errno(&error) {
+        Some(libc::EPERM | libc::EACCES) => ProgramError::Permission,
+        _ => ProgramError::Load(chain(&error)),
+    }
+}
+
+fn program_error(error: AyaProgramError) -> ProgramError {
+    match (&error, errno(&error)) {
+        (AyaProgramError::LoadError { .. }, Some(libc::EPERM)) => ProgramError::Permission,
+        _ => ProgramError::Load(chain(&error)),
+    }
+}
+
+/// What the kernel means by an error number of a native attach; it tells the reason only to its trace.
+fn native_refusal(device: &Device, error: &AyaProgramError) -> String {
+    match errno(error) {
+        Some(libc::EOPNOTSUPP) => {
+            let driver = if device.driver.is_empty() { "its" } else { &device.driver };
+            format!("{driver} driver has no native XDP")
+        }
+        Some(libc::ERANGE) => "peer MTU too large: native attach refused".into(),
+        Some(libc::ENOSPC) => {
+            format!("fewer rx queues than the peer has tx queues (`ethtool -L {} rx N` gives more)", device.name)
+        }
+        Some(libc::EINVAL) if device.driver == "virtio_net" => format!(
+            "too few queues or offloads in the way (`ethtool -K {} lro off`, `ethtool -L` with twice the CPUs)",
+            device.name
+        ),
+        _ => chain(error),
+    }
+}
+
+fn attach(program: &mut Xdp, device: &Device, mode: AttachMode) -> Result<(FdLink, Attached, String), ProgramError> {
+    let mut native = String::new();
+    if mode != AttachMode::Generic {
+        match program.attach_to_if_index(device.index, XdpMode::Driver) {
+            Ok(id) => return Ok((fd_link(program, id)?, Attached::Native, String::new())),
+            Err(error) => match errno(&error) {
+                Some(libc::EBUSY | libc::EEXIST) => return Err(ProgramError::Occupied(device.name.clone())),
+                Some(libc::EPERM) => return Err(ProgramError::Permission),
+                _ => native = native_refusal(device, &error),
+            },
+        }
+    }
+    if mode == AttachMode::Native {
+        return Err(ProgramError::Attach { device: device.name.clone(), native, generic: String::new() });
+    }
+    match program.attach_to_if_index(device.index, XdpMode::Skb) {
+        Ok(id) => {
+            let reason = if native.is_empty() { "generic XDP was asked for".into() } else { native };
+            Ok((fd_link(program, id)?, Attached::Generic, reason))
+        }
+        Err(error) => match errno(&error) {
+            Some(libc::EBUSY | libc::EEXIST) => Err(ProgramError::Occupied(device.name.clone())),
+            Some(libc::EPERM) => Err(ProgramError::Permission),
+            _ => Err(ProgramError::Attach { device: device.name.clone(), native, generic: chain(&error) }),
+        },
+    }
+}
+
+/// Takes the link out of aya's hands. A netlink attachment, aya's answer to an old kernel, would outlive a killed
+/// process: it is undone (aya detaches when its program is dropped) and refused.
+fn fd_link(program: &mut Xdp, id: aya::programs::xdp::XdpLinkId) -> Result<FdLink, ProgramError> {
+    let link = program.take_link(id).map_err(program_error)?;
+    FdLink::try_from(link).map_err(|_| ProgramError::NoLink)
+}
+
+/// The number of queues that can be registered on one interface.
+pub(crate) const fn max_queues() -> u32 {
+    MAX_QUEUES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    #[test]
+    fn the_configuration_is_laid_out_as_the_program_reads_it() {
+        let steering = Steering { vxlan_port: Some(4789), snat_ports: Some((40000, 57343)), steer_all: false };
+        let bytes = steering.bytes();
+        assert_eq!(bytes[0..2], 4789u16.to_be_bytes());
+        assert_eq!(bytes[2..4], 40000u16.to_ne_bytes());
+        assert_eq!(bytes[4..6], 57343u16.to_ne_bytes());
+        assert_eq!(bytes[6..12], [0; 6]);
+    }
+
+    #[test]
+    fn no_snat_ports_are_an_empty_range() {
+        let bytes = Steering::default().bytes();
+        let low = u16::from_ne_bytes([bytes[2], bytes[3]]);
+        let high = u16::from_ne_bytes([bytes[4], bytes[5]]);
+        assert!(low > high);
+    }
+
+    #[test]
+    fn addresses_of_both_families_share_one_key_space() {
+        assert_eq!(
+            address_key(&IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1))),
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 192, 0, 2, 1]
+        );
+        assert_eq!(address_key(&IpAddr::V6(Ipv6Addr::LOCALHOST))[15], 1);
+    }
+
+    #[test]
+    fn the_committed_object_was_made_from_these_sources() {
+        let mut hash = 0xcbf2_9ce4_8422_2325u64;
+        for source in [include_bytes!("../bpf/kernel.h").as_slice(), include_bytes!("../bpf/sluice.bpf.c")] {
+            for byte in source {
+                hash = (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+            }
+        }
+        let recorded = include_str!("../bpf/sluice.bpf.digest").trim();
+        assert_eq!(recorded, format!("{hash:016x}"), "renew it: SLUICE_BPF_COMMIT=1 cargo build -p sluice-afxdp");
+    }
+
+    /// Needs root: the committed object is what hosts without clang load.
+    #[test]
+    fn the_committed_object_is_accepted_by_the_kernel() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: needs root");
+            return;
+        }
+        static COMMITTED: &[u8] = include_bytes_aligned!("../bpf/sluice.bpf.o");
+        let mut ebpf = EbpfLoader::new().load(COMMITTED).unwrap();
+        let program: &mut Xdp = ebpf.program_mut("sluice").unwrap().try_into().unwrap();
+        program.load().unwrap();
+    }
+}
