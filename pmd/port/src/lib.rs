@@ -5,11 +5,13 @@
 
 pub mod frame;
 pub mod memory;
+pub mod offload;
 pub mod pool;
 pub mod port;
 pub mod prefetch;
 
-pub use frame::{CHUNK, Checksum, Frame, Gso, GsoKind, HEADROOM};
+pub use frame::{CHUNK, Frame, HEADROOM};
 pub use memory::Mapped;
+pub use offload::{Checksum, Gso, GsoKind, complete_checksum};
 pub use pool::{FramePool, PoolCache, PoolError, PoolOptions};
 pub use port::{Burst, Capabilities, PortId, PortMode, PortStats, Queue};
