@@ -8,7 +8,11 @@
 //! ```
 //! `Link` (next chunk, offset, length) is only read for chained frames, so a single-chunk packet costs no extra
 //! cache line. Owner: whichever thread holds the `Frame`; it is `Send`, never shared.
+//!
+//! Invariants, for every chunk of a frame: `LINK_BYTES <= offset` and `offset + len <= CHUNK`; all chunks of a chain
+//! come from one pool. Cost: every method but `append`, `split_rest` and the walks touches only the descriptor.
 
+pub use crate::offload::{Checksum, Gso, GsoKind};
 use core::ptr::NonNull;
 
 /// Bytes of one chunk. AF_XDP accepts 2048 or 4096; the larger holds a 1500-byte frame with room to spare and
@@ -20,49 +24,6 @@ pub const HEADROOM: usize = 256;
 pub const LINK_BYTES: usize = 16;
 /// "No next chunk".
 const NONE: u32 = u32::MAX;
-
-/// What is known of the innermost transport checksum.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Checksum {
-    /// As on a wire: complete, not verified, the endpoint's business.
-    #[default]
-    None,
-    /// The field holds the pseudo-header sum only; the sum over `start..` is still to be folded in at
-    /// `start + offset`. Both in bytes; `start` counts from the first byte of the frame.
-    Partial {
-        /// First byte covered by the sum, from the start of the frame.
-        start: u16,
-        /// Position of the checksum field, from `start`.
-        offset: u16,
-    },
-    /// A device that cannot tell (veth): partial if the field equals the pseudo-header sum, else complete.
-    Unknown,
-    /// Verified by the device.
-    Verified,
-}
-
-/// Which segmentation a frame longer than the MTU asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum GsoKind {
-    /// An ordinary packet.
-    #[default]
-    None,
-    /// TCP over IPv4 (innermost).
-    Tcp4,
-    /// TCP over IPv6 (innermost).
-    Tcp6,
-    /// UDP datagrams of equal size (UDP_SEGMENT), either family.
-    Udp,
-}
-
-/// Segmentation request of a frame: kind and payload bytes per segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Gso {
-    /// Kind of segmentation.
-    pub kind: GsoKind,
-    /// Transport payload bytes in each segment but the last; 0 for [`GsoKind::None`].
-    pub size: u16,
-}
 
 /// Chain link, kept in the first bytes of every chunk but read only when a frame has more than one.
 #[derive(Clone, Copy)]
@@ -116,9 +77,10 @@ impl Frame {
     /// Makes the owner of chunk `index`, whose memory starts at `base`, holding `len` bytes at `offset`.
     ///
     /// # Safety
-    /// - `base` points to a chunk of [`CHUNK`] bytes at position `index` of a pool's region that is never unmapped
-    ///   while frames of it exist, and neighbours of the same region lie `CHUNK` bytes apart;
-    /// - no other `Frame` names the chunk;
+    /// - `base` is what [`FramePool::chunk`](crate::FramePool::chunk) gives for `index`: a chunk of [`CHUNK`]
+    ///   initialised bytes at position `index` of a page-aligned region that stays mapped while frames of it exist,
+    ///   reached through a pointer that may access the whole region (a chain is walked from its first chunk);
+    /// - no other `Frame`, cache or device names the chunk;
     /// - `LINK_BYTES <= offset` and `offset + len <= CHUNK`.
     pub unsafe fn from_raw(base: NonNull<u8>, index: u32, offset: u16, len: u16) -> Self {
         debug_assert!(usize::from(offset) >= LINK_BYTES && usize::from(offset) + usize::from(len) <= CHUNK);
@@ -206,23 +168,25 @@ impl Frame {
         self.base.as_ptr().wrapping_add(usize::from(self.offset))
     }
 
-    /// Puts `n` bytes in front of the data and returns the new head. Their content is what was there before.
+    /// Puts `n` bytes in front of the data and returns the whole new head, the pushed bytes first; their content is
+    /// what was there before.
     /// `None` if the headroom is too small; the frame is then unchanged. A partial checksum's start moves along.
     #[inline]
     pub fn push(&mut self, n: usize) -> Option<&mut [u8]> {
-        if n > self.headroom() || self.head_len() + n > CHUNK {
+        if n > self.headroom() {
             return None;
         }
         self.offset -= n as u16;
         self.len += n as u16;
         self.total += n as u32;
         if let Checksum::Partial { start, .. } = &mut self.checksum {
-            *start += n as u16;
+            *start = start.saturating_add(n as u16);
         }
         Some(self.head_mut())
     }
 
-    /// Takes `n` bytes off the front. `false` if the first chunk has fewer; the frame is then unchanged.
+    /// Takes `n` bytes off the front. `false` if the first chunk has fewer; the frame is then unchanged. A partial
+    /// checksum's start moves along; what it covers must stay in the frame.
     #[inline]
     pub fn pull(&mut self, n: usize) -> bool {
         if n > self.head_len() {
@@ -237,8 +201,9 @@ impl Frame {
         true
     }
 
-    /// Sets a single-chunk frame's data to `len` bytes from [`HEADROOM`] and clears its metadata; returns the bytes.
-    /// `None` if the frame is chained or `len` does not fit.
+    /// Sets a single-chunk frame's data to `len` bytes from [`HEADROOM`] and clears its checksum and segmentation
+    /// state (the port stays: an answer built in place still knows where the question came from); returns the bytes,
+    /// whose content is what was there before. `None` if the frame is chained or `len` does not fit.
     pub fn reset(&mut self, len: usize) -> Option<&mut [u8]> {
         if self.segments != 1 || len > CHUNK - HEADROOM {
             return None;
@@ -262,7 +227,15 @@ impl Frame {
     }
 
     /// Appends another frame's chunks behind this one's data. Metadata of `tail` is forgotten.
+    ///
+    /// # Panics
+    /// If `tail` is of another pool, or the chain would have more than 65,535 chunks: a link is a chunk number, so
+    /// following one into a foreign region would be a wild write.
     pub fn append(&mut self, tail: Frame) {
+        assert!(self.region() == tail.region(), "a chain of chunks from two pools");
+        let Some(segments) = self.segments.checked_add(tail.segments) else {
+            panic!("a chain of more than {} chunks", u16::MAX)
+        };
         let last = if tail.segments == 1 { tail.index } else { tail.link(tail.index).tail };
         self.set_link(tail.index, Link { next: tail.next, offset: tail.offset, len: tail.len, tail: 0, spare: 0 });
         if self.segments == 1 {
@@ -273,8 +246,15 @@ impl Frame {
             self.set_link(own_last, Link { next: tail.index, ..link });
         }
         self.set_link(self.index, Link { next: 0, offset: 0, len: 0, tail: last, spare: 0 });
-        self.segments += tail.segments;
+        self.segments = segments;
         self.total += tail.total;
+    }
+
+    /// Where this frame's region starts: equal for two frames exactly if they are of one pool, as regions are never
+    /// unmapped and so never share an address.
+    #[inline]
+    pub(crate) fn region(&self) -> *const u8 {
+        self.base.as_ptr().wrapping_sub(self.index as usize * CHUNK)
     }
 
     #[inline]
@@ -285,14 +265,16 @@ impl Frame {
 
     #[inline]
     fn link(&self, index: u32) -> Link {
-        // SAFETY: `index` belongs to this frame's chain, whose chunks lie in the same region CHUNK bytes apart
-        // (from_raw's contract); the region is page-aligned, so a chunk's start is aligned for Link.
+        // SAFETY: `index` belongs to this frame's chain, whose chunks lie in one region CHUNK bytes apart (from_raw's
+        // contract, checked by `append`), so the address is in bounds and ours alone; the region is page-aligned, so a
+        // chunk's start is aligned for Link; any bytes are a valid Link.
         unsafe { self.chunk(index).cast::<Link>().read() }
     }
 
     #[inline]
     fn set_link(&mut self, index: u32, link: Link) {
-        // SAFETY: as in `link`; `&mut self` owns the chain, and `append` owns the frame it takes over.
+        // SAFETY: as in `link`; `&mut self` owns the chain, and `append` owns the frame it takes over. Data begins
+        // behind LINK_BYTES, so no slice of it overlaps.
         unsafe { self.chunk(index).cast::<Link>().write(link) }
     }
 
@@ -302,7 +284,8 @@ impl Frame {
         let mut at = self.next;
         while at != NONE {
             let link = self.link(at);
-            // SAFETY: the link was written by `append` from a frame that kept offset + len <= CHUNK.
+            // SAFETY: the link was written by `append` from a frame that kept offset + len <= CHUNK, and the chunk
+            // belongs to this chain.
             f(unsafe {
                 core::slice::from_raw_parts(self.chunk(at).add(usize::from(link.offset)), usize::from(link.len))
             });
@@ -321,7 +304,10 @@ impl Frame {
         }
     }
 
-    /// Copies the whole packet into `out`, which must be at least [`len`](Self::len) long; returns the bytes copied.
+    /// Copies the whole packet into the front of `out`; returns the bytes copied.
+    ///
+    /// # Panics
+    /// If `out` is shorter than [`len`](Self::len).
     pub fn copy_to(&self, out: &mut [u8]) -> usize {
         let mut at = 0;
         self.for_each_segment(|s| {
@@ -338,7 +324,8 @@ impl Frame {
         v
     }
 
-    /// Splits the chain: the first chunk stays, the rest comes back as a frame of its own.
+    /// Splits the chain: the first chunk stays, the rest comes back as a frame of its own with the same port and no
+    /// checksum or segmentation state. `None` for a single chunk.
     pub fn split_rest(&mut self) -> Option<Frame> {
         if self.next == NONE {
             return None;
@@ -365,5 +352,201 @@ impl Frame {
         self.segments = 1;
         self.total = u32::from(self.len);
         Some(rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::{FramePool, PoolCache, PoolOptions};
+    use proptest::prelude::*;
+    use std::sync::{Arc, LazyLock};
+
+    static POOL: LazyLock<Arc<FramePool>> =
+        LazyLock::new(|| FramePool::new(PoolOptions { frames: 4096, huge_pages: false }).unwrap());
+
+    fn chain(cache: &mut PoolCache, parts: &[&[u8]]) -> Frame {
+        let mut frame = cache.alloc_copy(parts[0]).unwrap();
+        for part in &parts[1..] {
+            frame.append(cache.alloc_copy(part).unwrap());
+        }
+        frame
+    }
+
+    fn parts_of(frame: &Frame) -> Vec<Vec<u8>> {
+        let mut parts = Vec::new();
+        frame.for_each_segment(|s| parts.push(s.to_vec()));
+        parts
+    }
+
+    #[test]
+    fn a_frame_is_five_words_so_that_a_burst_of_64_is_40_lines() {
+        assert_eq!(size_of::<Frame>(), 40);
+    }
+
+    #[test]
+    fn headers_pushed_and_pulled_move_the_checksum_start() {
+        let mut cache = POOL.cache();
+        let mut frame = cache.alloc_copy(&[7; 60]).unwrap();
+        frame.checksum = Checksum::Partial { start: 34, offset: 16 };
+        frame.push(50).unwrap()[..50].fill(1);
+        assert_eq!(frame.checksum, Checksum::Partial { start: 84, offset: 16 });
+        assert!(frame.pull(50));
+        assert_eq!(frame.checksum, Checksum::Partial { start: 34, offset: 16 });
+        assert_eq!(frame.head(), [7; 60]);
+        cache.free(frame);
+    }
+
+    #[test]
+    fn a_refused_push_pull_truncate_or_reset_changes_nothing() {
+        let mut cache = POOL.cache();
+        let mut frame = chain(&mut cache, &[&[1; 60], &[2; 10]]);
+        assert!(frame.push(HEADROOM - LINK_BYTES + 1).is_none());
+        assert!(!frame.pull(61));
+        assert!(!frame.truncate(5));
+        assert!(frame.reset(5).is_none());
+        assert_eq!((parts_of(&frame), frame.len()), (vec![vec![1; 60], vec![2; 10]], 70));
+        let rest = frame.split_rest().unwrap();
+        assert!(!frame.truncate(61));
+        assert!(frame.reset(CHUNK - HEADROOM + 1).is_none());
+        assert_eq!((frame.head(), rest.head()), (&[1; 60][..], &[2; 10][..]));
+        cache.free(rest);
+        cache.free(frame);
+    }
+
+    #[test]
+    fn a_full_push_stops_at_the_chain_link() {
+        let mut cache = POOL.cache();
+        let mut frame = chain(&mut cache, &[&[1; 60], &[2; 10], &[3; 10]]);
+        frame.push(HEADROOM - LINK_BYTES).unwrap().fill(0xff);
+        assert_eq!((frame.offset(), frame.headroom()), (LINK_BYTES, 0));
+        frame.append(cache.alloc_copy(&[4; 10]).unwrap());
+        assert_eq!(parts_of(&frame)[1..], [vec![2; 10], vec![3; 10], vec![4; 10]]);
+        cache.free(frame);
+    }
+
+    #[test]
+    fn descriptors_name_each_chunk_once_in_order() {
+        let mut cache = POOL.cache();
+        let parts: Vec<Frame> = (1..=4).map(|n| cache.alloc_copy(&vec![n; usize::from(n)]).unwrap()).collect();
+        let expected: Vec<_> = parts.iter().map(|f| (f.index(), HEADROOM as u16, f.len() as u16)).collect();
+        let mut frame = parts.into_iter().reduce(|mut a, b| {
+            a.append(b);
+            a
+        });
+        let frame = frame.take().unwrap();
+        let mut seen = Vec::new();
+        frame.for_each_descriptor(|index, offset, len| seen.push((index, offset, len)));
+        assert_eq!(seen, expected);
+        cache.free(frame);
+    }
+
+    #[test]
+    #[should_panic(expected = "two pools")]
+    fn chunks_of_two_pools_do_not_chain() {
+        let other = FramePool::new(PoolOptions { frames: 64, huge_pages: false }).unwrap();
+        let mut frame = POOL.cache().alloc().unwrap();
+        frame.append(other.cache().alloc().unwrap());
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Push(usize),
+        Pull(usize),
+        Truncate(usize),
+        Append(Vec<Vec<u8>>),
+        Split,
+        /// Splits the rest off and appends it again.
+        Rejoin,
+        Overwrite(u8),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let bytes = prop::collection::vec(any::<u8>(), 0..80);
+        prop_oneof![
+            (0usize..300).prop_map(Step::Push),
+            (0usize..300).prop_map(Step::Pull),
+            (0usize..100).prop_map(Step::Truncate),
+            prop::collection::vec(bytes, 1..4).prop_map(Step::Append),
+            Just(Step::Split),
+            Just(Step::Rejoin),
+            any::<u8>().prop_map(Step::Overwrite),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_frame_behaves_as_a_list_of_vectors(
+            first in prop::collection::vec(any::<u8>(), 0..CHUNK - HEADROOM),
+            steps in prop::collection::vec(step(), 0..40),
+        ) {
+            let mut cache = POOL.cache();
+            let mut frame = cache.alloc_copy(&first).unwrap();
+            let mut model = vec![first];
+            let mut room = HEADROOM - LINK_BYTES;
+            for step in steps {
+                match step {
+                    Step::Push(n) => {
+                        let pushed = frame.push(n);
+                        prop_assert_eq!(pushed.is_some(), n <= room);
+                        if let Some(head) = pushed {
+                            head[..n].fill(n as u8);
+                            model[0].splice(..0, vec![n as u8; n]);
+                            room -= n;
+                        }
+                    }
+                    Step::Pull(n) => {
+                        prop_assert_eq!(frame.pull(n), n <= model[0].len());
+                        if n <= model[0].len() {
+                            model[0].drain(..n);
+                            room += n;
+                        }
+                    }
+                    Step::Truncate(n) => {
+                        let may = model.len() == 1 && n <= model[0].len();
+                        prop_assert_eq!(frame.truncate(n), may);
+                        if may {
+                            model[0].truncate(n);
+                        }
+                    }
+                    Step::Append(parts) => {
+                        let slices: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+                        frame.append(chain(&mut cache, &slices));
+                        model.extend(parts);
+                    }
+                    Step::Split => {
+                        let rest = frame.split_rest();
+                        prop_assert_eq!(rest.as_ref().map(parts_of), (model.len() > 1).then(|| model[1..].to_vec()));
+                        if let Some(rest) = rest {
+                            prop_assert_eq!(rest.segments(), model.len() - 1);
+                            cache.free(rest);
+                        }
+                        model.truncate(1);
+                    }
+                    Step::Rejoin => {
+                        if let Some(rest) = frame.split_rest() {
+                            frame.append(rest);
+                        }
+                    }
+                    Step::Overwrite(byte) => {
+                        frame.head_mut().fill(byte);
+                        model[0].fill(byte);
+                    }
+                }
+                prop_assert_eq!(&parts_of(&frame), &model);
+                prop_assert_eq!(frame.segments(), model.len());
+                prop_assert_eq!(frame.head_len(), model[0].len());
+                prop_assert_eq!((frame.headroom(), frame.tailroom()), (room, CHUNK - LINK_BYTES - room - model[0].len()));
+            }
+            let whole = model.concat();
+            prop_assert_eq!(frame.len(), whole.len());
+            prop_assert_eq!(frame.is_empty(), whole.is_empty());
+            prop_assert_eq!(&frame.to_vec(), &whole);
+            let mut out = vec![0xee; whole.len() + 3];
+            prop_assert_eq!(frame.copy_to(&mut out), whole.len());
+            prop_assert_eq!(&out[..whole.len()], &whole);
+            prop_assert_eq!(&out[whole.len()..], &[0xee; 3]);
+            cache.free(frame);
+        }
     }
 }

@@ -1,6 +1,10 @@
 //! What a worker needs of a network port: bursts in, bursts out, and what the port can do.
+//!
+//! Owner: a [`Queue`] belongs to the worker that polls it; no call blocks. Invariants (the laws that
+//! [`conformance`](crate::conformance) checks): a frame is in one place; what `tx` does not take stays, in order;
+//! `tx`'s results add up to `tx_packets + tx_errors`; `close` leaves no chunk behind. Cost: one virtual call per burst.
 
-use crate::frame::Frame;
+use crate::frame::{Frame, GsoKind};
 use crate::pool::PoolCache;
 use std::os::fd::BorrowedFd;
 
@@ -25,8 +29,26 @@ pub struct Capabilities {
     pub chained: bool,
     /// The other end gains from coalesced TCP segments (a kernel stack behind a TAP).
     pub wants_coalescing: bool,
-    /// Longest frame it sends, in bytes with the Ethernet header.
+    /// Longest frame it sends, in bytes with the Ethernet header; segmentation requests included.
     pub max_frame: u32,
+}
+
+impl Capabilities {
+    /// Whether a device with these capabilities can send the frame as it is. What it cannot send it takes, frees and
+    /// counts in [`PortStats::tx_errors`]; a partial checksum that nobody will complete is such a frame.
+    #[inline]
+    pub fn accepts(&self, frame: &Frame) -> bool {
+        let segmentation = match frame.gso.kind {
+            GsoKind::None => true,
+            GsoKind::Tcp4 => self.tso4,
+            GsoKind::Tcp6 => self.tso6,
+            GsoKind::Udp => false,
+        };
+        segmentation
+            && frame.len() <= self.max_frame as usize
+            && (self.chained || frame.segments() == 1)
+            && (self.tx_checksum || !matches!(frame.checksum, crate::Checksum::Partial { .. }))
+    }
 }
 
 /// Counters a driver keeps; monotonic, read by the worker.
@@ -38,11 +60,11 @@ pub struct PortStats {
     pub rx_bytes: u64,
     /// Frames the device lost before we saw them (ring full, no buffer).
     pub rx_missed: u64,
-    /// Frames taken for sending.
+    /// Frames taken for sending, those in `tx_errors` excepted.
     pub tx_packets: u64,
-    /// Bytes taken for sending.
+    /// Bytes of those frames.
     pub tx_bytes: u64,
-    /// Frames refused because the device's ring was full.
+    /// Frames left with the caller because the device's ring was full; one that is refused again counts again.
     pub tx_full: u64,
     /// Frames the device refused for another cause (too long, link down); they are freed and counted here.
     pub tx_errors: u64,
@@ -61,7 +83,8 @@ pub struct PortMode {
 
 /// One receive and transmit queue pair of a port, owned and polled by one worker.
 pub trait Queue: Send {
-    /// Appends at most `max` received frames to `out`, each with `port` left for the worker to set; returns their number.
+    /// Appends at most `max` received frames to `out`, each with `port` left for the worker to set; returns their
+    /// number. All headers are in a frame's first chunk, with room in front for an overlay's.
     fn rx(&mut self, cache: &mut PoolCache, out: &mut Burst, max: usize) -> usize;
 
     /// Takes frames from the front of `frames`, in order, as many as the device accepts; the rest stay in place.
@@ -80,7 +103,7 @@ pub trait Queue: Send {
     /// How it runs.
     fn mode(&self) -> PortMode;
 
-    /// A descriptor that becomes readable when frames wait, for an idle worker to sleep on; `None` if it must be polled.
+    /// A descriptor that is readable while frames wait, for an idle worker to sleep on; `None` if it must be polled.
     fn wait_fd(&self) -> Option<BorrowedFd<'_>>;
 
     /// Gives every chunk the driver holds back to `cache` and closes the device. Nothing is received afterwards.
