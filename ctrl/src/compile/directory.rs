@@ -71,11 +71,6 @@ impl<'a> Directory<'a> {
         self.pods.values().filter_map(|known| Some((known, known.local?)))
     }
 
-    /// Whether an address is a local pod's.
-    pub fn is_local(&self, address: IpAddr) -> bool {
-        self.local().any(|(known, _)| known.addresses.contains(&address))
-    }
-
     /// The table of local pods.
     pub fn local_pods(&self, plan: &HopPlan, policy: &CompiledPolicy) -> Result<Pods, TableError> {
         at_most("ports", MAX_PORTS, self.local().count() + 2)?;

@@ -3,7 +3,7 @@
 //! Owner: the control thread. Source: sluicegate.dev/v1alpha1 `EgressGateway`. Every node computes the same placement
 //! from the cluster alone: rendezvous hashing (Thaler, Ravishankar 1998) of the pod's address chooses one of the
 //! egress addresses of its family, rendezvous hashing of that address chooses the one node that carries it, so that no
-//! two nodes ever answer for one address. Weight of a candidate: [`stable_hash::mix`] of FNV-1a 64 over the 16 bytes of
+//! two nodes ever answer for one address. Weight of a candidate: [`StableHasher`], FNV-1a 64 over the 16 bytes of
 //! the address that asks (IPv4 as ::ffff:a.b.c.d) and the candidate's bytes (address or node name); the highest wins,
 //! the lower candidate where two are equal. Candidates are nodes that are not known to be unready; where all are
 //! unready, all of them, because an egress address must not be left for that.
@@ -14,7 +14,7 @@ use std::hash::Hasher;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use sluice_tables::stable_hash::{self, StableHasher};
+use sluice_tables::stable_hash::StableHasher;
 use sluice_tables::{Address, Egress, EgressPath, EgressRule, Lpm, Prefix};
 
 use super::directory::Known;
@@ -76,7 +76,10 @@ fn holders<'a>(context: &Context<'a>, invalid: &mut BTreeSet<Finding>) -> BTreeM
             if first.name != gateway.name {
                 let carrier = holders.get(address).and_then(|held| held.node);
                 if !candidates.iter().any(|n| Some(n.name.as_str()) == carrier) {
-                    let why = format!("{address} is carried by a node of EgressGateway {} and of no node of this one", first.name);
+                    let why = format!(
+                        "{address} is carried by a node of EgressGateway {} and of no node of this one",
+                        first.name
+                    );
                     let name = gateway.name.clone();
                     invalid.insert(Finding { kind: "EgressGateway", name, field: "spec.egressIPs", why });
                 }
@@ -98,11 +101,7 @@ fn candidates<'a>(context: &Context<'a>, gateway: &EgressGateway) -> Vec<&'a Nod
 }
 
 /// The egress address of a pod's address, and the node that carries it.
-fn choose<'a>(
-    gateway: &EgressGateway,
-    pod: IpAddr,
-    holders: &BTreeMap<IpAddr, Held<'a>>,
-) -> Option<(IpAddr, &'a str)> {
+fn choose<'a>(gateway: &EgressGateway, pod: IpAddr, holders: &BTreeMap<IpAddr, Held<'a>>) -> Option<(IpAddr, &'a str)> {
     let carried = gateway.addresses(Family::of(&pod)).filter_map(|ip| Some((ip, holders.get(&ip)?.node?)));
     let carried: Vec<_> = carried.map(|(ip, node)| (Address::from(ip).0, (ip, node))).collect();
     rendezvous(pod, carried.iter().map(|(bytes, chosen)| (bytes.as_slice(), *chosen)))

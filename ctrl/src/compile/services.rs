@@ -74,7 +74,9 @@ pub(crate) fn compile(
     for (name, service) in context.cluster.services.iter().filter(|(_, s)| s.is_served()) {
         let slices = slices.remove(&(name.namespace.as_str(), name.name.as_str())).unwrap_or_default();
         let kept = previous.and_then(|p| p.compiled.get(name)).filter(|old| {
-            old.service == *service && old.slices == slices && old.guesses.iter().all(|(ip, is)| here.contains(ip) == *is)
+            old.service == *service
+                && old.slices == slices
+                && old.guesses.iter().all(|(ip, is)| here.contains(ip) == *is)
         });
         let now = match kept {
             Some(kept) => kept.clone(),

@@ -3,7 +3,7 @@
 //! Owner: the control thread. Source: contract §4.
 
 use ipnet::IpNet;
-use sluice_tables::Settings;
+use sluice_tables::{Lpm, Settings};
 
 /// Knobs of the packet path and the ranges that make the cluster's inside.
 #[derive(Clone, Debug)]
@@ -26,10 +26,7 @@ impl Default for Knobs {
                 vxlan_port: 4789,
                 reject: false,
                 masquerade: true,
-                masquerade_exclude: nets(&["10.0.0.0/8"]).into_iter().fold(Default::default(), |mut map, net| {
-                    sluice_tables::Lpm::insert(&mut map, net.into(), ());
-                    map
-                }),
+                masquerade_exclude: Lpm::from_entries(nets(&["10.0.0.0/8"]).into_iter().map(|net| (net.into(), ()))),
                 snat_ports: (40_000, 57_343),
                 node_ports: (30_000, 32_767),
                 timeouts: Default::default(),

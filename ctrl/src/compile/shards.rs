@@ -81,7 +81,10 @@ impl Shards {
     pub fn findings(&self) -> impl Iterator<Item = Finding> + '_ {
         self.lost.iter().flatten().map(|lost| {
             let (address, port) = (lost.key.address, lost.key.port);
-            let why = format!("{address} port {port} belongs to Service {} already; not programmed for this one", lost.winner);
+            let why = format!(
+                "{address} port {port} belongs to Service {} already; not programmed for this one",
+                lost.winner
+            );
             Finding { kind: "Service", name: lost.loser.to_string(), field: "spec.ports", why }
         })
     }

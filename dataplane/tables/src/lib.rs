@@ -26,6 +26,7 @@ pub use egress::{Egress, EgressPath, EgressRule};
 pub use hops::{Hop, HopId, HopKind, Hops};
 pub use identity::{Identities, IdentityId};
 pub use limits::TableError;
+pub use lpm::Lpm;
 pub use node::LocalNode;
 pub use pods::{Pod, Pods};
 pub use policy::{Decision, Direction, Policy, PolicySetId, RuleId};

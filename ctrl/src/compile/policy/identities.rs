@@ -41,8 +41,9 @@ pub(crate) struct Classes {
 
 impl Classes {
     pub fn build(context: &Context<'_>, matchers: &Matchers) -> Classes {
-        let prefixes = matchers.prefixes();
-        let blocks: Lpm<Vec<MatcherId>> = Lpm::from_entries(prefixes.iter().map(|p| (*p, matchers.of_prefix(p))));
+        let prefixes: Vec<(Prefix, Vec<MatcherId>)> =
+            matchers.prefixes().into_iter().map(|p| (p, matchers.of_prefix(&p))).collect();
+        let blocks: Lpm<Vec<MatcherId>> = Lpm::from_entries(prefixes.iter().cloned());
         let around = |address: Address| blocks.lookup(address).cloned().unwrap_or_default();
 
         let mut exact: BTreeMap<Address, Class> = BTreeMap::new();
@@ -74,16 +75,16 @@ impl Classes {
             }
         }
 
-        let of_prefix = |p: &Prefix| Class { yes: blocks_of(&blocks, p), ports: Vec::new() };
+        let of_prefix = |yes: &[MatcherId]| Class { yes: yes.to_vec(), ports: Vec::new() };
         let mut distinct: BTreeSet<Class> = exact.values().cloned().collect();
-        distinct.extend(prefixes.iter().map(of_prefix));
+        distinct.extend(prefixes.iter().map(|(_, yes)| of_prefix(yes)));
         distinct.insert(Class::default());
         let list: Vec<Class> = distinct.into_iter().collect();
         let id = |class: &Class| IdentityId(list.binary_search(class).unwrap_or(0) as u32);
 
         let mut identities = Identities::default();
-        for prefix in &prefixes {
-            let class = id(&of_prefix(prefix));
+        for (prefix, yes) in &prefixes {
+            let class = id(&of_prefix(yes));
             // Shorter prefixes are in already, so this asks the network around.
             let parent = identities.prefixes.lookup(prefix.address()).copied().unwrap_or_default();
             if class != parent {
@@ -93,10 +94,6 @@ impl Classes {
         identities.exact = exact.iter().map(|(address, class)| (*address, id(class))).collect();
         Classes { list, identities }
     }
-}
-
-fn blocks_of(blocks: &Lpm<Vec<MatcherId>>, prefix: &Prefix) -> Vec<MatcherId> {
-    blocks.entries().into_iter().find(|(p, _)| p == prefix).map(|(_, yes)| yes.clone()).unwrap_or_default()
 }
 
 /// The numbers a pod gives to the names that rules ask for.

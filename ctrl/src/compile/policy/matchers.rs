@@ -55,7 +55,9 @@ impl Matcher {
                 vec![Matcher::Pods(Where::Labelled(namespaces.clone()), pods.clone())]
             }
             ClusterPeer::Nodes(selector) => vec![Matcher::Nodes(selector.clone())],
-            ClusterPeer::Networks(nets) => nets.iter().map(|net: &IpNet| Matcher::Block((*net).into(), vec![])).collect(),
+            ClusterPeer::Networks(nets) => {
+                nets.iter().map(|net: &IpNet| Matcher::Block((*net).into(), vec![])).collect()
+            }
         }
     }
 }
@@ -90,7 +92,9 @@ impl Matchers {
     pub fn of_pod(&self, namespace: &str, namespace_labels: &Labels, labels: &Labels) -> Vec<MatcherId> {
         self.select(|matcher| match matcher {
             Matcher::Pods(Where::Namespace(name), pods) => name == namespace && pods.matches(labels),
-            Matcher::Pods(Where::Labelled(selector), pods) => selector.matches(namespace_labels) && pods.matches(labels),
+            Matcher::Pods(Where::Labelled(selector), pods) => {
+                selector.matches(namespace_labels) && pods.matches(labels)
+            }
             _ => false,
         })
     }
