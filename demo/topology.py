@@ -12,10 +12,11 @@ import ipaddress
 import json
 import os
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass, field
 
-from namespaces import Namespace, Processes, run, wait_until
+from namespaces import CommandFailed, Namespace, Processes, run, wait_until
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 VNI = 4096
@@ -283,9 +284,10 @@ class Cluster:
         self.processes.end_all()
         for node in self.nodes.values():
             if with_agent and node.namespace.exists():
-                done = node.cleanup(check=False)
-                if done.returncode != 0:
-                    trouble.append(f"sluiced cleanup on {node.name}: {done.stderr.strip()[-300:]}")
+                try:
+                    node.cleanup()
+                except (CommandFailed, OSError, subprocess.TimeoutExpired) as error:
+                    trouble.append(str(error))
         self.remove_namespaces()
         shutil.rmtree(self.run_dir, ignore_errors=True)
         return trouble

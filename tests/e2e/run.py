@@ -1,0 +1,262 @@
+#!/usr/bin/env python3
+"""End to end on one node: what an operator meets besides traffic. Each test has a cluster of its own.
+
+    tests/e2e/run.py --bin-dir target/debug [--only REGEX]
+
+The last line is `N passed, N failed`; the exit code is 0 only if none failed, 4 if this machine cannot run them.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+from node_state import difference, inventory  # noqa: E402
+from small_cluster import SmallCluster  # noqa: E402
+from namespaces import wait_until  # noqa: E402
+from probes import Conversation, fetch  # noqa: E402
+from topology import PodSpec, of_family  # noqa: E402
+
+TESTS = []
+
+
+def test(function):
+    TESTS.append((function.__name__.replace("_", " "), function))
+    return function
+
+
+def expect(holds, text):
+    if not holds:
+        raise AssertionError(text)
+
+
+def talk(cluster, source="default/pod-0", target="default/pod-1"):
+    """HTTP between two pods in both families."""
+    client, server = cluster.pods[source], cluster.pods[target]
+    for version in (4, 6):
+        seen = fetch(client.namespace, server.address(version))
+        expect(seen["peer"] == client.address(version), f"{seen}")
+
+
+@test
+def a_file_that_does_not_parse_is_named_with_its_line_and_stops_nothing(bin_dir):
+    with SmallCluster(bin_dir) as cluster:
+        cluster.up()
+        cluster.write("broken.yaml", "apiVersion: v1\nkind: Service\nmetadata: { name: web\nspec: {}\n")
+
+        def degraded():
+            done = cluster.node.sluice("status")
+            return done.stdout if "Degraded" in done.stdout else None
+        said, _ = wait_until("status says Degraded", degraded, 3)
+        expect("broken.yaml" in said and re.search(r"broken\.yaml:\d|line \d", said), f"file and line: {said}")
+        talk(cluster)
+        os.remove(f"{cluster.manifests}/broken.yaml")
+        wait_until("status is well again", lambda: "Degraded" not in cluster.node.sluice("status").stdout, 3)
+
+
+@test
+def a_broken_edit_keeps_what_the_file_gave_last(bin_dir):
+    with SmallCluster(bin_dir) as cluster:
+        cluster.up()
+        deny = ("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: { name: deny, namespace: default }\n"
+                "spec: { podSelector: { matchLabels: { app: pod-1 } }, policyTypes: [Ingress] }\n")
+        cluster.write("deny.yaml", deny)
+        client, server = cluster.pods["default/pod-0"], cluster.pods["default/pod-1"]
+
+        def denied():
+            done = client.namespace.run("curl", "-s", "--max-time", "0.5", f"http://{server.address(4)}:8080/", check=False)
+            return done.returncode == 28
+        wait_until("the policy in force", denied, 5)
+        cluster.write("deny.yaml", deny + "  nonsense: [\n")
+        wait_until("status says Degraded", lambda: "Degraded" in cluster.node.sluice("status").stdout, 3)
+        expect(denied(), "the policy went with the file's syntax")
+
+
+@test
+def cleanup_leaves_the_node_as_it_was_and_may_be_repeated(bin_dir):
+    with SmallCluster(bin_dir) as cluster:
+        namespaces = [cluster.node.namespace, cluster.pods["default/pod-0"].namespace]
+        before = [inventory(namespaces[0]), namespaces[1].ip("-o", "link", "show").stdout]
+        cluster.up()
+        talk(cluster)
+        expect(cluster.node.stop(), "SIGTERM did not end sluiced")
+        for _ in range(2):
+            cluster.node.cleanup()
+            changed = difference(before[0], inventory(namespaces[0]))
+            expect(not changed, f"the node changed:\n{changed}")
+        expect(namespaces[1].ip("-o", "link", "show").stdout == before[1], "the pod kept its interface")
+        expect(not os.path.exists(cluster.node.socket), "the socket is still there")
+
+
+@test
+def what_a_kill_leaves_the_next_start_takes_over_and_cleanup_removes(bin_dir):
+    with SmallCluster(bin_dir) as cluster:
+        before = inventory(cluster.node.namespace)
+        cluster.up()
+        for _ in range(3):
+            cluster.node.kill()
+            cluster.node.start()
+            wait_until("pods talk again", lambda: answers(cluster), 5)
+        talk(cluster)
+        cluster.node.kill()
+        cluster.node.cleanup()
+        changed = difference(before, inventory(cluster.node.namespace))
+        expect(not changed, f"the node changed:\n{changed}")
+
+
+def answers(cluster):
+    try:
+        talk(cluster)
+        return True
+    except Exception:  # whatever it is, it is not an answer
+        return False
+
+
+@test
+def a_stop_and_a_start_keep_pods_and_connections(bin_dir):
+    with SmallCluster(bin_dir) as cluster:
+        cluster.up()
+        client, server = cluster.pods["default/pod-0"], cluster.pods["default/pod-1"]
+        connections = [Conversation(client.namespace, server.address(version)) for version in (4, 6)]
+        for connection in connections:
+            connection.ask()
+        expect(cluster.node.stop(), "SIGTERM did not end sluiced")
+        cluster.node.start()
+        for connection in connections:
+            expect(connection.ask(patience=5.0)["line"] == 2, "the connection is another one")
+            connection.close()
+
+
+@test
+def an_interface_that_is_not_there_ends_the_start_with_code_4_and_its_name(bin_dir):
+    with SmallCluster(bin_dir, count=0) as cluster:
+        cluster.configure(interface="eth9")
+        done = cluster.node.namespace.run(cluster.program("sluiced"), "run", "--config", cluster.node.config, check=False)
+        expect(done.returncode == 4, f"exit code {done.returncode}: {done.stderr}")
+        expect("eth9" in done.stderr, f"does not name the interface: {done.stderr}")
+
+
+@test
+def a_missing_capability_ends_the_start_with_code_4_and_the_mend(bin_dir):
+    with SmallCluster(bin_dir, count=0) as cluster:
+        command = ["setpriv", "--bounding-set=-net_admin", "--", cluster.program("sluiced"), "run", "--config"]
+        done = cluster.node.namespace.run(*command, cluster.node.config, check=False)
+        expect(done.returncode == 4, f"exit code {done.returncode}: {done.stderr}")
+        expect("CAP_NET_ADMIN" in done.stderr, f"does not name the capability: {done.stderr}")
+
+
+@test
+def an_unknown_field_of_the_configuration_is_refused_by_name(bin_dir):
+    with SmallCluster(bin_dir, count=0) as cluster:
+        cluster.configure(more="wrokers: 2\n")
+        done = cluster.node.namespace.run(cluster.program("sluiced"), "run", "--config", cluster.node.config, check=False)
+        expect(done.returncode == 2 and "wrokers" in done.stderr, f"exit code {done.returncode}: {done.stderr}")
+
+
+@test
+def a_second_agent_on_the_same_socket_is_refused_and_harms_nothing(bin_dir):
+    with SmallCluster(bin_dir) as cluster:
+        cluster.up()
+        done = cluster.node.namespace.run(cluster.program("sluiced"), "run", "--config", cluster.node.config, check=False)
+        expect(done.returncode not in (0, 101), f"exit code {done.returncode}: {done.stderr}")
+        expect(cluster.node.sluice("status", check=False).returncode == 0, "the first agent lost its socket")
+        talk(cluster)
+
+
+@test
+def the_command_line_says_with_code_3_that_no_agent_is_there(bin_dir):
+    with SmallCluster(bin_dir, count=0) as cluster:
+        done = cluster.node.sluice("status", check=False)
+        expect(done.returncode == 3 and cluster.node.socket in done.stderr, f"{done.returncode}: {done.stderr}")
+
+
+@test
+def a_pod_deleted_while_the_agent_is_away_is_gone_after_its_next_start(bin_dir):
+    with SmallCluster(bin_dir) as cluster:
+        cluster.up()
+        cluster.node.stop()
+        done = cluster.pods["default/pod-0"].detach()
+        expect(done.returncode == 0, done.stdout)
+        notes = f"{os.path.dirname(cluster.node.socket)}/pending-del"
+        expect(len(os.listdir(notes)) == 1, "the DEL is not noted")
+        cluster.node.start()
+        wait_until("the note worked off", lambda: not os.listdir(notes), 5)
+        links = cluster.pods["default/pod-0"].namespace.ip("-o", "link", "show").stdout
+        expect("eth0" not in links, f"the pod kept its interface: {links}")
+        cluster.pods["default/pod-0"].attach()
+        talk(cluster)
+
+
+@test
+def a_pod_without_an_object_gets_an_address_that_a_restart_remembers(bin_dir):
+    with SmallCluster(bin_dir, count=1) as cluster:
+        cluster.up()
+        spec = PodSpec("default/stranger", "node-a", ())
+        pod = type(cluster.pods["default/pod-0"])(cluster, spec)
+        cluster.pods[spec.key] = pod
+        pod.namespace.create()
+        given = [ip["address"].split("/")[0] for ip in pod.attach()["ips"]]
+        expect(of_family(given, 4).startswith("10.244.1.") and of_family(given, 6).startswith("fd00:10:244:1:"), f"{given}")
+        expect(not set(given) & set(cluster.pods["default/pod-0"].spec.addresses), "an address that is taken")
+        pod.serve()
+        cluster.node.kill()
+        cluster.node.start()
+        again = [ip["address"].split("/")[0] for ip in pod.attach()["ips"]]
+        expect(set(again) == set(given), f"{given}, after the restart {again}")
+        for version in (4, 6):
+            fetch(cluster.pods["default/pod-0"].namespace, of_family(given, version))
+
+
+@test
+def an_idle_node_with_six_pods_costs_next_to_no_processor(bin_dir):
+    with SmallCluster(bin_dir, count=6) as cluster:
+        cluster.up()
+        talk(cluster)
+        time.sleep(2)
+        start, used = time.monotonic(), cluster.node.cpu_seconds()
+        time.sleep(6)
+        share = (cluster.node.cpu_seconds() - used) / (time.monotonic() - start)
+        print(f"     {100 * share:.1f} % of one CPU")
+        expect(share < 0.03, f"{100 * share:.1f} % of one CPU, idle")
+
+
+def raise_interrupt(number, _frame):
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bin-dir", required=True)
+    parser.add_argument("--only", metavar="REGEX", default="")
+    options = parser.parse_args()
+    if os.geteuid() != 0 or not shutil.which("ip"):
+        print("These tests make network namespaces: they need root, and iproute2 (`make setup`).", file=sys.stderr)
+        return 4
+    absent = [name for name in ("sluiced", "sluice", "sluice-cni") if not os.access(f"{options.bin_dir}/{name}", os.X_OK)]
+    if absent:
+        print(f"Missing in {options.bin_dir}: {', '.join(absent)}. `cargo build --workspace --bins` makes them.", file=sys.stderr)
+        return 4
+    signal.signal(signal.SIGTERM, raise_interrupt)
+    chosen = [(title, body) for title, body in TESTS if re.search(options.only, title)]
+    passed = failed = 0
+    for title, body in chosen:
+        start = time.monotonic()
+        try:
+            body(options.bin_dir)
+            outcome, passed = "ok  ", passed + 1
+        except Exception as error:
+            outcome, failed = "FAIL", failed + 1
+            print(f"     {type(error).__name__}: {error}")
+        print(f"{outcome} {title} ({time.monotonic() - start:.1f} s)", flush=True)
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed or not chosen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
