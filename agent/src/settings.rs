@@ -22,8 +22,8 @@ pub fn knobs(config: &Config) -> Knobs {
             reject: config.policy.default_action == DenyAction::Reject,
             masquerade: config.masquerade.enabled,
             masquerade_exclude: exclude,
-            snat_ports: (config.masquerade.ports.first, config.masquerade.ports.last),
-            node_ports: (config.node_ports.first, config.node_ports.last),
+            snat_ports: (config.masquerade.ports.first(), config.masquerade.ports.last()),
+            node_ports: (config.node_ports.first(), config.node_ports.last()),
             timeouts: Timeouts {
                 tcp_established: t.tcp_established.0,
                 tcp_handshake: t.tcp_handshake.0,

@@ -175,11 +175,13 @@ impl Reader {
     fn object(&mut self, value: Value, line: u32) {
         match identify(&value) {
             Ok(Identified::Other(kind)) => *self.content.ignored.entry(kind).or_default() += 1,
-            Ok(Identified::Key(key)) if !self.seen.insert(key.clone()) => {
-                self.note(Some(line), None, None, format!("{key} stands twice in this file; the first one counts"));
-            }
             Ok(Identified::Key(key)) => {
                 let origin = Origin::File { path: self.path.clone(), line };
+                if !self.seen.insert(key.clone()) {
+                    // As when the file is applied from top to bottom.
+                    self.note(Some(line), None, None, format!("{key} stands twice in this file; the last one counts"));
+                    self.content.objects.retain(|(other, _)| *other != key);
+                }
                 self.content.objects.push((key, RawObject { value, origin }));
             }
             Err(error) => {
