@@ -2,7 +2,7 @@
 
 use super::verdict::Names;
 use anyhow::{Result, bail};
-use sluice_port::pcap::{Resolution, read_all};
+use sluice_port::capture::{Capture, Resolution};
 use sluice_wire::Layers;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -18,9 +18,10 @@ pub struct Input {
     pub bytes: Vec<u8>,
 }
 
-/// Reads every `PORT=FILE`; packets are merged by time, ties in order of the arguments, then of the file.
-pub fn read(inputs: &[(String, PathBuf)], names: &Names) -> Result<Vec<Input>> {
+/// Reads every `PORT=FILE`; the captures written have nanoseconds if one read had. Packets are merged by time, ties in order of the arguments, then of the file.
+pub fn read(inputs: &[(String, PathBuf)], names: &Names) -> Result<(Vec<Input>, Resolution)> {
     let mut all = Vec::new();
+    let mut resolution = Resolution::Micro;
     let mut seen = Vec::new();
     for (name, path) in inputs {
         let Some(port) = names.number(name) else {
@@ -30,17 +31,16 @@ pub fn read(inputs: &[(String, PathBuf)], names: &Names) -> Result<Vec<Input>> {
             bail!("--rx {name}=…: the port is named twice");
         }
         seen.push(port);
-        for (time, bytes) in read_all(path)? {
+        let capture = Capture::read(path)?;
+        if capture.resolution == Resolution::Nano {
+            resolution = Resolution::Nano;
+        }
+        for (time, bytes) in capture.packets {
             all.push(Input { time, port, bytes });
         }
     }
     all.sort_by_key(|input| input.time);
-    Ok(all)
-}
-
-/// Nanosecond captures out if any packet's time needs them.
-pub fn resolution(inputs: &[Input]) -> Resolution {
-    if inputs.iter().all(|input| input.time % 1000 == 0) { Resolution::Microseconds } else { Resolution::Nanoseconds }
+    Ok((all, resolution))
 }
 
 /// Calls `f` with the addresses of a frame, and of the packet inside if it is an overlay packet.

@@ -18,7 +18,7 @@ use sluice_ctrl::source::manifests::ManifestSource;
 use sluice_engine::handoff::Handoff;
 use sluice_engine::item::Item;
 use sluice_engine::{Pipeline, Shared, WorkerOptions};
-use sluice_port::pcap::{PcapWriter, Resolution};
+use sluice_port::capture::{Resolution, Writer};
 use sluice_port::{Capabilities, FramePool, PoolOptions};
 use sluice_tables::Tables;
 use std::collections::BTreeMap;
@@ -85,7 +85,7 @@ pub fn run(options: &Options) -> Result<usize> {
     }
     let mut view = LocalView::derived(&cluster, &options.node, &replay)?;
     let names = Names::of(&view);
-    let inputs = inputs::read(&options.inputs, &names)?;
+    let (inputs, resolution) = inputs::read(&options.inputs, &names)?;
     for input in &inputs {
         inputs::for_each_address(&input.bytes, |address| view.learn_derived(address));
     }
@@ -96,7 +96,7 @@ pub fn run(options: &Options) -> Result<usize> {
     let tables = Arc::new(compiled.tables);
     let mut node = Node::new(&config, tables, options.workers, &view)?;
     std::fs::create_dir_all(&options.out).with_context(|| format!("cannot make {}", options.out.display()))?;
-    let mut outputs = Outputs::new(&options.out, inputs::resolution(&inputs));
+    let mut outputs = Outputs::new(&options.out, resolution);
     let path = options.out.join("verdicts.jsonl");
     let mut lines = std::io::BufWriter::new(
         std::fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?,
@@ -196,7 +196,7 @@ impl Node {
 struct Outputs {
     folder: PathBuf,
     resolution: Resolution,
-    writers: BTreeMap<String, PcapWriter>,
+    writers: BTreeMap<String, Writer>,
 }
 
 impl Outputs {
@@ -207,7 +207,7 @@ impl Outputs {
     fn write(&mut self, port: &str, time: u64, bytes: &[u8]) -> Result<()> {
         if !self.writers.contains_key(port) {
             let path = self.folder.join(format!("{}.pcap", port.replace([':', '/'], "_")));
-            self.writers.insert(port.to_owned(), PcapWriter::create(&path, self.resolution)?);
+            self.writers.insert(port.to_owned(), Writer::create(&path, self.resolution)?);
         }
         if let Some(writer) = self.writers.get_mut(port) {
             writer.write(time, bytes)?;

@@ -171,6 +171,16 @@ impl Pipeline {
         &mut self.cache
     }
 
+    /// Its flow tables, IPv4 and IPv6.
+    pub fn flows(&self) -> (&FlowTable<Entry4>, &FlowTable<Entry6>) {
+        (&self.flows4, &self.flows6)
+    }
+
+    /// The turn's time in ticks.
+    pub fn tick(&self) -> u32 {
+        self.tick
+    }
+
     /// Its counters.
     pub fn counters(&self) -> &Arc<Counters> {
         &self.counters

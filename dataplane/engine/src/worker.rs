@@ -146,6 +146,20 @@ impl Worker {
         handled
     }
 
+    /// Whether frames wait for a device that refused them: the worker must not sleep for long.
+    pub fn has_waiting(&self) -> bool {
+        self.queues.iter().any(|q| self.pipeline.outbox.waiting(q.port) > 0)
+    }
+
+    /// To be called before sleeping: the queues' upkeep, so that nothing due waits for the wake-up, and a longer look at
+    /// idle flows.
+    pub fn before_sleep(&mut self) {
+        for q in &mut self.queues {
+            q.queue.flush(&mut self.pipeline.cache);
+        }
+        self.pipeline.idle_upkeep();
+    }
+
     /// Closes every queue and gives all frames back.
     pub fn close(mut self) {
         while let Some(attached) = self.queues.pop() {

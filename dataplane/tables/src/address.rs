@@ -105,6 +105,16 @@ impl Prefix {
         Some(Prefix { bits: address.bits() & mask(len), len })
     }
 
+    /// The network of exactly one address.
+    pub fn single(address: Address) -> Self {
+        Prefix { bits: address.bits(), len: 128 }
+    }
+
+    /// From the 128-bit form; bits past `len` (at most 128) are cleared.
+    pub(crate) fn from_bits(bits: u128, len: u8) -> Self {
+        Prefix { bits: bits & mask(len), len }
+    }
+
     /// Length in the 128-bit form.
     pub fn len128(&self) -> u8 {
         self.len
@@ -134,6 +144,19 @@ impl Prefix {
     /// Whether it is an IPv4 network.
     pub fn is_v4(&self) -> bool {
         self.len >= 96 && self.address().is_v4()
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address(), if self.is_v4() { self.len - 96 } else { self.len })
+    }
+}
+
+impl From<ipnet::IpNet> for Prefix {
+    fn from(net: ipnet::IpNet) -> Self {
+        let offset = if net.addr().is_ipv4() { 96 } else { 0 };
+        Prefix::from_bits(Address::from(net.addr()).bits(), net.prefix_len() + offset)
     }
 }
 

@@ -3,6 +3,8 @@
 //! A flow entry names its hop by number and remembers the hop's version; numbers may shift between generations (they
 //! follow content order), versions tell when they did, and the flow then asks the routes again.
 
+use crate::limits::{MAX_HOPS, TableError, at_most};
+
 /// Number of a hop in [`Hops`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct HopId(pub u16);
@@ -57,6 +59,12 @@ impl Hops {
     /// From hops in the order their ids were given.
     pub fn new(list: Vec<Hop>) -> Self {
         Hops { list }
+    }
+
+    /// Like [`Hops::new`], but refuses more than [`MAX_HOPS`].
+    pub fn try_new(list: Vec<Hop>) -> Result<Self, TableError> {
+        at_most("hops", MAX_HOPS, list.len())?;
+        Ok(Hops { list })
     }
 
     /// The hop with a number; `None` for a number of another generation.

@@ -5,25 +5,32 @@
 //! Everything here is plain data: no clock, no I/O, no Kubernetes, no randomness.
 
 pub mod address;
+mod dump;
 pub mod egress;
 pub mod hops;
 pub mod identity;
+pub mod limits;
 pub mod lpm;
 pub mod maglev;
 pub mod node;
 pub mod pods;
 pub mod policy;
+pub mod port_map;
 pub mod routes;
 pub mod services;
 pub mod settings;
+pub mod stable_hash;
 
 pub use address::{Address, Family, Prefix};
 pub use egress::{Egress, EgressPath, EgressRule};
 pub use hops::{Hop, HopId, HopKind, Hops};
 pub use identity::{Identities, IdentityId};
+pub use limits::TableError;
+pub use lpm::Lpm;
 pub use node::LocalNode;
 pub use pods::{Pod, Pods};
 pub use policy::{Decision, Direction, Policy, PolicySetId, RuleId};
+pub use port_map::{Action, Isolation, PortMapBuilder, PortMatcher, Tier, TierRule, Transport};
 pub use routes::{Route, Routes};
 pub use services::{Backend, BackendSet, Frontend, FrontendKey, Services};
 pub use settings::{Settings, Timeouts};

@@ -1,7 +1,9 @@
 //! Service frontends and their backends, sharded so that one Service's change rebuilds one shard.
 
 use crate::address::Address;
+use crate::limits::{MAX_BACKENDS, TableError, at_most};
 use crate::lpm::Lpm;
+use crate::maglev;
 use hashbrown::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -50,7 +52,7 @@ pub enum FrontendKind {
 }
 
 /// One (address, protocol, port) of a Service.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frontend {
     /// `namespace/name:port/PROTO` of the Service port, for reports.
     pub name: Arc<str>,
@@ -82,7 +84,7 @@ pub const SHARDS: usize = 256;
 pub const VERSION_SLOTS: usize = 16_384;
 
 /// One shard: the frontends whose address hashes here.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Shard {
     /// Frontends.
     pub frontends: HashMap<FrontendKey, Frontend>,
@@ -137,6 +139,15 @@ impl Services {
 }
 
 impl BackendSet {
+    /// Sorts, removes doubles and builds the Maglev table; an error for more than [`MAX_BACKENDS`].
+    pub fn new(mut backends: Vec<Backend>) -> Result<Self, TableError> {
+        backends.sort_unstable();
+        backends.dedup_by_key(|b| (b.address, b.port));
+        at_most("backends of one Service port", MAX_BACKENDS, backends.len())?;
+        let maglev = maglev::build(&backends);
+        Ok(BackendSet { backends, maglev })
+    }
+
     /// The backend for a hash; `None` if there are none.
     #[inline]
     pub fn choose(&self, hash: u64) -> Option<&Backend> {
@@ -146,5 +157,49 @@ impl BackendSet {
         // Multiply-shift keeps the spread of the hash's high bits, whatever the table's size.
         let at = ((u128::from(hash) * self.maglev.len() as u128) >> 64) as usize;
         self.backends.get(usize::from(*self.maglev.get(at)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn backend(n: u8) -> Backend {
+        Backend { address: Address::v4([10, 244, 1, n]), port: 80, local: false }
+    }
+
+    #[test]
+    fn a_set_is_the_same_whatever_order_and_however_often_a_backend_is_named() {
+        let a = BackendSet::new(vec![backend(3), backend(1), backend(2), backend(1)]).unwrap();
+        let b = BackendSet::new(vec![backend(1), backend(2), backend(3)]).unwrap();
+        assert_eq!(a, b);
+        assert_eq!(a.backends.len(), 3);
+    }
+
+    #[test]
+    fn an_empty_set_chooses_nobody() {
+        assert_eq!(BackendSet::new(vec![]).unwrap().choose(u64::MAX), None);
+    }
+
+    #[test]
+    fn the_ends_of_the_hash_range_choose_the_ends_of_the_table() {
+        let set = BackendSet::new((1..=7).map(backend).collect()).unwrap();
+        let at = |slot: usize| &set.backends[usize::from(set.maglev[slot])];
+        assert_eq!(set.choose(0), Some(at(0)));
+        assert_eq!(set.choose(u64::MAX), Some(at(set.maglev.len() - 1)));
+    }
+
+    #[test]
+    fn too_many_backends_are_an_error_and_no_wrapped_index() {
+        let many = (0..=MAX_BACKENDS as u32).map(|n| Backend { address: Address::v4(n.to_be_bytes()), ..backend(0) });
+        let error = BackendSet::new(many.collect()).unwrap_err();
+        assert!(matches!(error, TableError::TooMany { got: 65_522, .. }));
+    }
+
+    #[test]
+    fn node_ports_are_spread_over_shards_by_their_port() {
+        let shard = |port| shard_of(&FrontendKey { address: Address::v4([0; 4]), protocol: 6, port });
+        let used: std::collections::BTreeSet<_> = (30_000..30_256).map(shard).collect();
+        assert!(used.len() > 100 && used.iter().all(|s| *s < SHARDS));
     }
 }

@@ -133,7 +133,7 @@ pub struct Inner {
     pub l4: u16,
     /// Its protocol.
     pub protocol: Protocol,
-    /// Its transport header; of TCP, UDP, SCTP and ICMP at least 8 bytes are there.
+    /// Its transport header; of TCP, UDP, SCTP and ICMP errors and echoes at least 8 bytes are there.
     pub transport: Transport,
 }
 
@@ -489,16 +489,7 @@ impl Found {
     }
 
     fn icmp(headers: &[u8], l4: usize, protocol: Protocol) -> Result<Self, Malformed> {
-        const SHORT: Malformed = Malformed::TransportTruncated;
-        let Some(message) = IcmpHeader::at(headers, l4) else {
-            // ICMPv6 guarantees four bytes, and the messages of four bytes are none of ours to judge.
-            let rest = headers.get(l4..).unwrap_or(&[]);
-            let [kind, code, _, _] = *rest.first_chunk::<4>().ok_or(SHORT)?;
-            if protocol == Protocol::ICMP || icmp::is_error(protocol, kind) || icmp::is_echo(protocol, kind) {
-                return Err(SHORT);
-            }
-            return Ok(Self { header: 4, transport: Transport::Icmp { kind, code, id: 0 }, inner: None });
-        };
+        let (message, header) = icmp_message(headers, l4, protocol).ok_or(Malformed::TransportTruncated)?;
         let inner = if icmp::is_error(protocol, message.kind) {
             let at = l4 + IcmpHeader::LEN;
             Some(if protocol == Protocol::ICMP { Inner::ipv4(headers, at)? } else { Inner::ipv6(headers, at)? })
@@ -506,8 +497,19 @@ impl Found {
             None
         };
         let transport = Transport::Icmp { kind: message.kind, code: message.code, id: message.identifier.get() };
-        Ok(Self { header: IcmpHeader::LEN as u16, transport, inner })
+        Ok(Self { header, transport, inner })
     }
+}
+
+/// The ICMP header at `l4` and its length. ICMPv6 guarantees four bytes only (RFC 4443 §2.1); of a message that is neither error nor
+/// echo that is enough, and the rest reads as zero.
+fn icmp_message(headers: &[u8], l4: usize, protocol: Protocol) -> Option<(IcmpHeader, u16)> {
+    if let Some(message) = IcmpHeader::at(headers, l4) {
+        return Some((*message, IcmpHeader::LEN as u16));
+    }
+    let [kind, code, _, _] = *headers.get(l4..)?.first_chunk::<4>()?;
+    let needs_all = protocol == Protocol::ICMP || icmp::is_error(protocol, kind) || icmp::is_echo(protocol, kind);
+    (!needs_all).then(|| (IcmpHeader::new(kind, code, 0), 4))
 }
 
 impl Inner {
@@ -560,7 +562,7 @@ impl Inner {
                 }
             }
         } else if protocol == icmp {
-            let message = IcmpHeader::at(headers, l4).ok_or(Malformed::InnerTruncated)?;
+            let (message, _) = icmp_message(headers, l4, protocol).ok_or(Malformed::InnerTruncated)?;
             Transport::Icmp { kind: message.kind, code: message.code, id: message.identifier.get() }
         } else if l4 > headers.len() {
             return Err(Malformed::InnerTruncated);

@@ -3,13 +3,19 @@
 //! A [`Frame`] is an owned packet buffer; exactly one place holds it at any time. A worker takes frames from
 //! its [`PoolCache`], drivers fill and empty them, and whoever ends a packet's life gives the frame back.
 
+pub mod capture;
+pub mod conformance;
+pub mod faulty;
 pub mod frame;
+pub mod mem;
 pub mod memory;
 pub mod offload;
+pub mod pcap;
 pub mod pool;
 pub mod port;
 pub mod prefetch;
 
+pub use faulty::{Faults, Faulty};
 pub use frame::{CHUNK, Frame, HEADROOM};
 pub use memory::Mapped;
 pub use offload::{Checksum, Gso, GsoKind, complete_checksum};

@@ -10,7 +10,7 @@ mod icmp;
 mod ingress;
 mod plan;
 mod revalidate;
-pub mod send;
+mod send;
 mod service;
 mod split;
 mod transit;

@@ -52,7 +52,7 @@ impl Pipeline {
             return self.fragment_out(item, hop);
         }
         if !capabilities.tx_checksum || !hop.outer_is_v4() {
-            complete_checksum(&mut item.frame);
+            sluice_port::complete_checksum(&mut item.frame);
         }
         wrap(item, hop);
         if tunnel && !hop.outer_is_v4() {
@@ -185,24 +185,6 @@ fn fill_outer_checksum6(frame: &mut Frame) {
     if let Some(field) = frame.head_mut().get_mut(60..62) {
         field.copy_from_slice(&sum.to_be_bytes());
     }
-}
-
-/// Folds the sum of what a partial checksum covers into its field.
-pub fn complete_checksum(frame: &mut Frame) {
-    let Checksum::Partial { start, offset } = frame.checksum else { return };
-    let (start, at) = (usize::from(start), usize::from(start) + usize::from(offset));
-    let mut walk = SumWalk::from(Sum::ZERO);
-    let mut first = true;
-    frame.for_each_segment(|bytes| {
-        walk.push(if first { bytes.get(start..).unwrap_or(&[]) } else { bytes });
-        first = false;
-    });
-    // UDP's zero means "none"; every other protocol is indifferent between the two zeros (RFC 768).
-    let sum = walk.sum().finish_udp();
-    if let Some(field) = frame.head_mut().get_mut(at..at + 2) {
-        field.copy_from_slice(&sum.to_be_bytes());
-    }
-    frame.checksum = Checksum::Verified;
 }
 
 /// Sets the ports of an SCTP packet of `len` bytes; its CRC32c moves along, right or wrong as it was.

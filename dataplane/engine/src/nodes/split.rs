@@ -45,7 +45,7 @@ impl Pipeline {
     /// Sends an IPv4 packet that is too long for its way, and may be fragmented, as fragments.
     #[cold]
     pub(crate) fn fragment_out(&mut self, item: &mut Item, hop: &Hop) {
-        super::send::complete_checksum(&mut item.frame);
+        sluice_port::complete_checksum(&mut item.frame);
         let Some((layers, headers, skip)) = self.large(item) else { return };
         let Some(split) = Fragments::new(&headers, &layers, hop.mtu) else {
             return item.drop(Reason::TooBig, Stage::Send);

@@ -71,6 +71,13 @@ impl Pipeline {
         }
     }
 
+    /// Upkeep of a worker that has nothing else to do.
+    pub fn idle_upkeep(&mut self) {
+        self.sweep::<Entry4>(64 * SWEEP);
+        self.sweep::<Entry6>(64 * SWEEP);
+        self.cache.account();
+    }
+
     /// A bounded slice of upkeep: idle flows, old fragments.
     pub fn upkeep(&mut self) {
         self.sweep::<Entry4>(SWEEP);

@@ -1,0 +1,290 @@
+//! Worker threads: pinned, polling, and asleep on their sockets when there is nothing to do.
+//!
+//! Control speaks to a worker through a channel and an eventfd; the worker looks at the channel between turns. An idle worker
+//! (adaptive mode) spins for a while, then sleeps in `poll` until a socket, another worker or control wakes it.
+
+use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use sluice_ctrl::config::Idle;
+use sluice_engine::flow::{Entry, State};
+use sluice_engine::{Counters, Worker};
+use sluice_port::{PortMode, PortStats, Queue};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Idle turns before an adaptive worker sleeps.
+const SPIN_TURNS: u32 = 400;
+/// Longest sleep: upkeep goes on in idle times.
+const SLEEP: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+
+/// What control asks of a worker.
+pub enum Command {
+    /// Poll this queue as this port from now on.
+    Attach {
+        /// Port number.
+        port: u16,
+        /// The queue.
+        queue: Box<dyn Queue>,
+        /// Told when it is polled.
+        done: Sender<()>,
+    },
+    /// Close the queue of this port.
+    Detach {
+        /// Port number.
+        port: u16,
+        /// Told whether there was one.
+        done: Sender<bool>,
+    },
+    /// Describe the ports.
+    Ports(Sender<Vec<PortReport>>),
+    /// Describe flows, at most so many.
+    Flows(usize, Sender<Vec<FlowReport>>),
+    /// Close everything and end.
+    Stop,
+}
+
+/// A port as a worker sees it.
+#[derive(Clone, Debug)]
+pub struct PortReport {
+    /// Port number.
+    pub port: u16,
+    /// Its counters.
+    pub stats: PortStats,
+    /// How it runs.
+    pub mode: PortMode,
+}
+
+/// A flow as a worker sees it.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct FlowReport {
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Source of the first packet, as it came.
+    pub source: String,
+    /// Destination of the first packet, as it came.
+    pub destination: String,
+    /// Source as it left.
+    pub translated_source: String,
+    /// Destination as it left.
+    pub translated_destination: String,
+    /// Connection state.
+    pub state: &'static str,
+    /// Seconds since the last packet of either direction.
+    pub idle_seconds: u64,
+    /// Zone: the pod's port number, 0 for the node.
+    pub zone: u16,
+    /// Worker that owns it.
+    pub worker: u16,
+}
+
+/// A running worker, as control sees it.
+pub struct Handle {
+    commands: Sender<Command>,
+    wake: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+    /// What it counts.
+    pub counters: Arc<Counters>,
+    alive: Arc<AtomicBool>,
+    beat: Arc<AtomicU64>,
+}
+
+impl Handle {
+    /// Starts a worker's thread on a CPU (`None`: wherever the scheduler likes).
+    pub fn start(id: u16, worker: Worker, cpu: Option<usize>, idle: Idle, start: Instant) -> std::io::Result<Handle> {
+        let (commands, inbox) = unbounded();
+        let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let (alive, beat) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
+        let counters = worker.counters();
+        let thread = Thread { id, worker, inbox, wake: wake.clone(), idle, start, beat: beat.clone() };
+        let living = Alive(alive.clone());
+        let thread = std::thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
+            let _living = living;
+            if let Some(cpu) = cpu
+                && !core_affinity::set_for_current(core_affinity::CoreId { id: cpu })
+            {
+                tracing::warn!(worker = id, cpu, "cannot pin the worker; it runs where the scheduler puts it");
+            }
+            thread.run();
+        })?;
+        Ok(Handle { commands, wake, thread: Some(thread), counters, alive, beat })
+    }
+
+    /// Whether its thread runs.
+    pub fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::Relaxed)
+    }
+
+    /// Counts turns, slowly; stands still if the worker hangs.
+    pub fn beat(&self) -> u64 {
+        self.beat.load(Ordering::Relaxed)
+    }
+
+    /// Wakes it if it sleeps.
+    pub fn wake(&self) {
+        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// Gives it a queue to poll and waits until it does.
+    pub fn attach(&self, port: u16, queue: Box<dyn Queue>) -> bool {
+        self.ask(|done| Command::Attach { port, queue, done }).is_some()
+    }
+
+    /// Takes a port away and waits until its queue is closed; `false` if it had none.
+    pub fn detach(&self, port: u16) -> bool {
+        self.ask(|done| Command::Detach { port, done }).unwrap_or(false)
+    }
+
+    /// Its ports.
+    pub fn ports(&self) -> Vec<PortReport> {
+        self.ask(Command::Ports).unwrap_or_default()
+    }
+
+    /// At most `limit` of its flows.
+    pub fn flows(&self, limit: usize) -> Vec<FlowReport> {
+        self.ask(|reply| Command::Flows(limit, reply)).unwrap_or_default()
+    }
+
+    fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Option<T> {
+        let (reply, answer) = bounded(1);
+        self.commands.send(command(reply)).ok()?;
+        self.wake();
+        answer.recv_timeout(Duration::from_secs(2)).ok()
+    }
+
+    /// Ends it: its queues are closed and its thread joined.
+    pub fn stop(&mut self) {
+        let _ = self.commands.send(Command::Stop);
+        self.wake();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("a worker had panicked");
+        }
+    }
+}
+
+/// Says that the thread has ended, however it ends.
+struct Alive(Arc<AtomicBool>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+struct Thread {
+    id: u16,
+    worker: Worker,
+    inbox: Receiver<Command>,
+    wake: Arc<OwnedFd>,
+    idle: Idle,
+    start: Instant,
+    beat: Arc<AtomicU64>,
+}
+
+impl Thread {
+    fn run(mut self) {
+        let mut idle_turns = 0u32;
+        let mut turns = 0u64;
+        loop {
+            match self.inbox.try_recv() {
+                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => break,
+                Ok(command) => self.obey(command),
+                Err(TryRecvError::Empty) => {}
+            }
+            let handled = self.worker.turn(self.start.elapsed().as_nanos() as u64);
+            turns += 1;
+            if turns.is_multiple_of(1024) || idle_turns > SPIN_TURNS {
+                self.beat.store(turns, Ordering::Relaxed);
+            }
+            idle_turns = if handled > 0 { 0 } else { idle_turns.saturating_add(1) };
+            if idle_turns > SPIN_TURNS && self.idle == Idle::Adaptive && !self.worker.has_waiting() {
+                self.sleep();
+            }
+        }
+        self.worker.close();
+    }
+
+    /// Sleeps until a socket is readable, somebody wakes us, or upkeep is due.
+    fn sleep(&mut self) {
+        self.worker.before_sleep();
+        let ready: Vec<usize> = {
+            let mut at = Vec::new();
+            let mut fds = vec![PollFd::new(&*self.wake, PollFlags::IN)];
+            for (position, fd) in self.worker.wait_fds() {
+                if let Some(fd) = fd {
+                    at.push(position);
+                    fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+                }
+            }
+            match poll(&mut fds, Some(&SLEEP)) {
+                Ok(0) | Err(_) => Vec::new(),
+                Ok(_) => {
+                    fds.iter().skip(1).zip(&at).filter(|(fd, _)| !fd.revents().is_empty()).map(|(_, at)| *at).collect()
+                }
+            }
+        };
+        let mut drained = [0u8; 8];
+        let _ = rustix::io::read(self.wake.as_fd(), &mut drained);
+        for position in ready {
+            self.worker.mark_ready(position);
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Attach { port, queue, done } => {
+                self.worker.attach(port, queue);
+                let _ = done.send(());
+            }
+            Command::Detach { port, done } => {
+                let _ = done.send(self.worker.detach(port));
+            }
+            Command::Ports(reply) => {
+                let all = self.worker.ports().map(|(port, stats, mode)| PortReport { port, stats, mode });
+                let _ = reply.send(all.collect());
+            }
+            Command::Flows(limit, reply) => {
+                let _ = reply.send(self.flows(limit));
+            }
+            Command::Stop => {}
+        }
+    }
+
+    fn flows(&mut self, limit: usize) -> Vec<FlowReport> {
+        let id = self.id;
+        let pipeline = self.worker.pipeline();
+        let (v4, v6) = pipeline.flows();
+        let tick = pipeline.tick();
+        let mut all: Vec<FlowReport> = v4.iter().take(limit).map(|(_, a, b)| report(a, b, tick, id)).collect();
+        let left = limit.saturating_sub(all.len());
+        all.extend(v6.iter().take(left).map(|(_, a, b)| report(a, b, tick, id)));
+        all
+    }
+}
+
+fn report<E: Entry>(original: &E, reply: &E, tick: u32, worker: u16) -> FlowReport {
+    let (from, zone, _) = original.parts();
+    let to = original.to();
+    let end = |address: sluice_tables::Address, port: u16| std::net::SocketAddr::new(address.into(), port).to_string();
+    let last = if reply.common().state == 0 {
+        original.common().last_seen
+    } else {
+        original.common().last_seen.max(reply.common().last_seen)
+    };
+    let idle = u64::from(tick.saturating_sub(last));
+    FlowReport {
+        protocol: from.protocol,
+        source: end(from.source, from.source_port),
+        destination: end(from.destination, from.destination_port),
+        translated_source: end(to.source, to.source_port),
+        translated_destination: end(to.destination, to.destination_port),
+        state: State::from_byte(original.common().state).name(),
+        idle_seconds: idle / u64::from(sluice_engine::pipeline::TICKS_PER_SECOND),
+        zone,
+        worker,
+    }
+}
