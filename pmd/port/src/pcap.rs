@@ -5,7 +5,7 @@
 //! packet's timestamp, a port that sends stamps with it; nothing here reads a clock or sleeps. Invariants: the same
 //! calls give the same bytes. Cost: a copy per packet and a buffered write; not a driver for speed.
 
-pub use crate::capture::{Capture, Packet, PcapError, Reader, Resolution, SNAPLEN, Writer, read_all};
+pub use crate::capture::{Capture, Packet, PcapError, PcapReader, PcapWriter, Resolution, SNAPLEN, read_all};
 use crate::offload::complete_checksum;
 use crate::pool::PoolCache;
 use crate::port::{Burst, Capabilities, PortMode, PortStats, Queue};
@@ -58,7 +58,7 @@ impl Default for PcapConfig {
 /// A queue over capture files; see the module.
 pub struct PcapQueue {
     input: std::vec::IntoIter<Packet>,
-    output: Option<Writer>,
+    output: Option<PcapWriter>,
     /// The first write that failed; from then on sent frames are errors.
     error: Option<PcapError>,
     /// Something is buffered: the file's header, to begin with.
@@ -74,7 +74,7 @@ impl PcapQueue {
     pub fn open(config: PcapConfig) -> Result<Self, PcapError> {
         let input = config.rx.map(Capture::read).transpose()?.unwrap_or_default();
         let resolution = config.resolution.unwrap_or(input.resolution);
-        let output = config.tx.map(|path| Writer::create(path, resolution)).transpose()?;
+        let output = config.tx.map(|path| PcapWriter::create(path, resolution)).transpose()?;
         let capabilities =
             Capabilities { max_frame: config.capabilities.max_frame.min(SNAPLEN), ..config.capabilities };
         Ok(PcapQueue {
@@ -102,7 +102,7 @@ impl PcapQueue {
 
     fn write_out(&mut self) {
         if core::mem::take(&mut self.dirty)
-            && let Some(Err(error)) = self.output.as_mut().map(Writer::flush)
+            && let Some(Err(error)) = self.output.as_mut().map(PcapWriter::flush)
         {
             self.error.get_or_insert(error);
         }
@@ -211,7 +211,7 @@ mod tests {
 
         fn open(&mut self, _pool: &Arc<FramePool>, recorded: &[Vec<u8>]) -> Result<Pair, String> {
             let (rx, tx) = (self.0.path().join("in.pcap"), self.0.path().join("out.pcap"));
-            let mut writer = Writer::create(&rx, Resolution::Nano).unwrap();
+            let mut writer = PcapWriter::create(&rx, Resolution::Nanoseconds).unwrap();
             for (n, bytes) in recorded.iter().enumerate() {
                 writer.write(n as u64, bytes).unwrap();
             }
@@ -235,10 +235,11 @@ mod tests {
     fn sent_frames_carry_the_time_and_resolution_of_what_was_received() {
         let dir = tempfile::tempdir().unwrap();
         let (rx, tx) = (dir.path().join("in.pcap"), dir.path().join("out.pcap"));
-        for (resolution, times) in
-            [(Resolution::Nano, [1_700_000_000_123_456_789, 5]), (Resolution::Micro, [1_700_000_000_123_456_000, 5000])]
-        {
-            let mut writer = Writer::create(&rx, resolution).unwrap();
+        for (resolution, times) in [
+            (Resolution::Nanoseconds, [1_700_000_000_123_456_789, 5]),
+            (Resolution::Microseconds, [1_700_000_000_123_456_000, 5000]),
+        ] {
+            let mut writer = PcapWriter::create(&rx, resolution).unwrap();
             times.iter().for_each(|&ns| writer.write(ns, &[1; 60]).unwrap());
             writer.finish().unwrap();
             let pool = pool();
@@ -271,7 +272,7 @@ mod tests {
     fn an_empty_pool_delays_packets_and_loses_none() {
         let dir = tempfile::tempdir().unwrap();
         let rx = dir.path().join("in.pcap");
-        let mut writer = Writer::create(&rx, Resolution::Micro).unwrap();
+        let mut writer = PcapWriter::create(&rx, Resolution::Microseconds).unwrap();
         (0..70u8).for_each(|n| writer.write(0, &[n; 60]).unwrap());
         writer.finish().unwrap();
         let pool = pool();

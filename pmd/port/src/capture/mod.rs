@@ -9,8 +9,8 @@
 mod reader;
 mod writer;
 
-pub use reader::Reader;
-pub use writer::Writer;
+pub use reader::PcapReader;
+pub use writer::PcapWriter;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -74,9 +74,9 @@ pub enum PcapError {
 pub enum Resolution {
     /// Whole microseconds.
     #[default]
-    Micro,
+    Microseconds,
     /// Nanoseconds.
-    Nano,
+    Nanoseconds,
 }
 
 /// One packet: nanoseconds since 1970 and the bytes of its frame.
@@ -94,7 +94,7 @@ pub struct Capture {
 impl Capture {
     /// Reads a file to its end.
     pub fn read(path: impl AsRef<Path>) -> Result<Self, PcapError> {
-        let mut reader = Reader::open(path)?;
+        let mut reader = PcapReader::open(path)?;
         let packets = reader.by_ref().collect::<Result<_, _>>()?;
         Ok(Capture { resolution: reader.resolution(), packets })
     }

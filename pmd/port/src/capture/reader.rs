@@ -4,7 +4,7 @@
 //! per open file and a copy per packet.
 
 use super::{NS_PER_SECOND, Packet, PcapError, Resolution, SNAPLEN};
-use pcap_file::pcap::PcapReader;
+use pcap_file::pcap;
 use pcap_file::pcapng::blocks::interface_description::{InterfaceDescriptionBlock, InterfaceDescriptionOption};
 use pcap_file::pcapng::{Block, PcapNgReader};
 use pcap_file::{DataLink, TsResolution};
@@ -16,12 +16,12 @@ use std::path::{Path, PathBuf};
 type Source = io::Chain<Cursor<[u8; 4]>, File>;
 
 enum Format {
-    Classic(PcapReader<Source>),
+    Classic(pcap::PcapReader<Source>),
     Ng(PcapNgReader<Source>),
 }
 
 /// Reads a capture packet by packet; an iterator that ends after the first error.
-pub struct Reader {
+pub struct PcapReader {
     path: PathBuf,
     format: Format,
     resolution: Resolution,
@@ -29,7 +29,7 @@ pub struct Reader {
     failed: bool,
 }
 
-impl Reader {
+impl PcapReader {
     /// Opens a capture and checks its header.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, PcapError> {
         let path = path.as_ref().to_path_buf();
@@ -45,21 +45,21 @@ impl Reader {
         let (format, resolution) = match u32::from_be_bytes(magic) {
             0x0a0d_0d0a => {
                 let reader = PcapNgReader::new(source).map_err(|error| not_a_capture(explain(&error)))?;
-                (Format::Ng(reader), Resolution::Micro)
+                (Format::Ng(reader), Resolution::Microseconds)
             }
             0xa1b2_c3d4 | 0xa1b2_3c4d | 0xd4c3_b2a1 | 0x4d3c_b2a1 => {
-                let reader = PcapReader::new(source).map_err(|error| not_a_capture(explain(&error)))?;
+                let reader = pcap::PcapReader::new(source).map_err(|error| not_a_capture(explain(&error)))?;
                 let header = reader.header();
                 check_link(&path, header.datalink)?;
                 let resolution = match header.ts_resolution {
-                    TsResolution::MicroSecond => Resolution::Micro,
-                    TsResolution::NanoSecond => Resolution::Nano,
+                    TsResolution::MicroSecond => Resolution::Microseconds,
+                    TsResolution::NanoSecond => Resolution::Nanoseconds,
                 };
                 (Format::Classic(reader), resolution)
             }
             other => return Err(not_a_capture(format!("unknown magic number {other:#010x}"))),
         };
-        Ok(Reader { path, format, resolution, packets: 0, failed: false })
+        Ok(PcapReader { path, format, resolution, packets: 0, failed: false })
     }
 
     /// The finest resolution met so far; final once the last packet was read (pcapng says it per interface).
@@ -112,7 +112,7 @@ impl Reader {
     }
 }
 
-impl Iterator for Reader {
+impl Iterator for PcapReader {
     type Item = Result<Packet, PcapError>;
 
     fn next(&mut self) -> Option<Self::Item> {
@@ -158,7 +158,7 @@ impl Clock {
     }
 
     fn resolution(&self) -> Resolution {
-        if 1_000_000 % self.ticks_per_second == 0 { Resolution::Micro } else { Resolution::Nano }
+        if 1_000_000 % self.ticks_per_second == 0 { Resolution::Microseconds } else { Resolution::Nanoseconds }
     }
 }
 
@@ -256,13 +256,13 @@ mod tests {
             let capture = Capture::read(&path).unwrap();
             assert_eq!(
                 capture,
-                Capture { resolution: Resolution::Micro, packets: vec![(5_000_007_000, vec![1, 2, 3])] }
+                Capture { resolution: Resolution::Microseconds, packets: vec![(5_000_007_000, vec![1, 2, 3])] }
             );
             let (_dir, path) = file(&classic(0xa1b2_3c4d, 1, &[(5, 7, 3, &[1, 2, 3])], word));
             let capture = Capture::read(&path).unwrap();
             assert_eq!(
                 capture,
-                Capture { resolution: Resolution::Nano, packets: vec![(5_000_000_007, vec![1, 2, 3])] }
+                Capture { resolution: Resolution::Nanoseconds, packets: vec![(5_000_000_007, vec![1, 2, 3])] }
             );
         }
     }
@@ -286,9 +286,9 @@ mod tests {
         let (_dir, path) = file(&ng(&interfaces, &packets));
         let capture = Capture::read(&path).unwrap();
         assert_eq!(capture.packets, packets.clone().map(|p| p.2));
-        assert_eq!(capture.resolution, Resolution::Nano);
+        assert_eq!(capture.resolution, Resolution::Nanoseconds);
         let (_dir, path) = file(&ng(&interfaces[..1], &packets[..1]));
-        assert_eq!(Capture::read(&path).unwrap().resolution, Resolution::Micro);
+        assert_eq!(Capture::read(&path).unwrap().resolution, Resolution::Microseconds);
     }
 
     #[track_caller]
@@ -334,7 +334,7 @@ mod tests {
     fn reading_stops_at_the_first_error() {
         let bytes = classic(0xa1b2_c3d4, 1, &[(1, 0, 9, &[1; 4]), (1, 0, 4, &[1; 4])], u32::to_le_bytes);
         let (_dir, path) = file(&bytes);
-        let mut reader = Reader::open(&path).unwrap();
+        let mut reader = PcapReader::open(&path).unwrap();
         assert!(reader.next().unwrap().is_err());
         assert!(reader.next().is_none());
     }

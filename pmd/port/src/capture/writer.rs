@@ -10,14 +10,14 @@ use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
 /// Writes a classic pcap file of Ethernet packets.
-pub struct Writer {
+pub struct PcapWriter {
     path: PathBuf,
     out: BufWriter<File>,
     resolution: Resolution,
     packets: u64,
 }
 
-impl Writer {
+impl PcapWriter {
     /// Creates the file (an existing one is replaced) and writes its header.
     pub fn create(path: impl AsRef<Path>, resolution: Resolution) -> Result<Self, PcapError> {
         let path = path.as_ref().to_path_buf();
@@ -25,8 +25,8 @@ impl Writer {
             snaplen: SNAPLEN,
             datalink: DataLink::ETHERNET,
             ts_resolution: match resolution {
-                Resolution::Micro => TsResolution::MicroSecond,
-                Resolution::Nano => TsResolution::NanoSecond,
+                Resolution::Microseconds => TsResolution::MicroSecond,
+                Resolution::Nanoseconds => TsResolution::NanoSecond,
             },
             endianness: Endianness::Little,
             ..PcapHeader::default()
@@ -38,7 +38,7 @@ impl Writer {
             Ok(out)
         });
         match opened {
-            Ok(out) => Ok(Writer { path, out, resolution, packets: 0 }),
+            Ok(out) => Ok(PcapWriter { path, out, resolution, packets: 0 }),
             Err(source) => Err(PcapError::Open { path, source }),
         }
     }
@@ -55,8 +55,8 @@ impl Writer {
             _ => return Err(self.failed(format!("{} bytes, more than {SNAPLEN}", packet.len()))),
         };
         let fraction = match self.resolution {
-            Resolution::Micro => (ns % second) / 1000,
-            Resolution::Nano => ns % second,
+            Resolution::Microseconds => (ns % second) / 1000,
+            Resolution::Nanoseconds => ns % second,
         };
         // The record header of pcap: seconds, fraction, captured and original length.
         let mut header = [0; 16];
@@ -99,7 +99,7 @@ mod tests {
     fn a_written_file_is_these_bytes_on_any_machine() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out.pcap");
-        let mut writer = Writer::create(&path, Resolution::Micro).unwrap();
+        let mut writer = PcapWriter::create(&path, Resolution::Microseconds).unwrap();
         writer.write(1_000_002_999, &[0xaa, 0xbb]).unwrap();
         writer.finish().unwrap();
         #[rustfmt::skip]
@@ -108,7 +108,7 @@ mod tests {
             1, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 0xaa, 0xbb,
         ];
         assert_eq!(std::fs::read(&path).unwrap(), expected);
-        Writer::create(&path, Resolution::Nano).unwrap().finish().unwrap();
+        PcapWriter::create(&path, Resolution::Nanoseconds).unwrap().finish().unwrap();
         assert_eq!(std::fs::read(&path).unwrap()[..4], [0x4d, 0x3c, 0xb2, 0xa1]);
     }
 
@@ -116,14 +116,17 @@ mod tests {
     fn what_a_pcap_cannot_hold_is_not_written() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("out.pcap");
-        let mut writer = Writer::create(&path, Resolution::Nano).unwrap();
+        let mut writer = PcapWriter::create(&path, Resolution::Nanoseconds).unwrap();
         writer.write(0, &[1]).unwrap();
         let late = writer.write(u64::from(u32::MAX) * 1_000_000_000 + 1_000_000_000, &[2]).unwrap_err().to_string();
         assert!(late.contains("cannot write packet 2: 4294967296000000000 ns"), "{late}");
         assert!(writer.write(0, &vec![0; SNAPLEN as usize + 1]).is_err());
         writer.finish().unwrap();
         assert_eq!(read_all(&path).unwrap(), [(0, vec![1])]);
-        assert!(matches!(Writer::create("/nonexistent/out.pcap", Resolution::Micro), Err(PcapError::Open { .. })));
+        assert!(matches!(
+            PcapWriter::create("/nonexistent/out.pcap", Resolution::Microseconds),
+            Err(PcapError::Open { .. })
+        ));
     }
 
     proptest! {
@@ -134,8 +137,8 @@ mod tests {
         ) {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("out.pcap");
-            let resolution = if nano { Resolution::Nano } else { Resolution::Micro };
-            let mut writer = Writer::create(&path, resolution).unwrap();
+            let resolution = if nano { Resolution::Nanoseconds } else { Resolution::Microseconds };
+            let mut writer = PcapWriter::create(&path, resolution).unwrap();
             for (ns, bytes) in &packets {
                 writer.write(*ns, bytes).unwrap();
             }

@@ -34,7 +34,7 @@ pub(super) const ALL: &[(&str, Case)] = &[
 /// Bytes that VXLAN over IPv6 puts in front of a frame: Ethernet, IPv6, UDP, VXLAN.
 const OVERLAY: usize = 14 + 40 + 8 + 8;
 /// Longest data of a chunk that was received or copied.
-const CHUNK_DATA: usize = CHUNK - HEADROOM;
+pub(super) const CHUNK_DATA: usize = CHUNK - HEADROOM;
 
 fn skip(why: impl Into<String>) -> Verdict {
     Err(Stop::Skip(why.into()))
@@ -200,23 +200,16 @@ fn tx_unsendable(bench: &mut Bench<'_>) -> Verdict {
 }
 
 fn tx_full(bench: &mut Bench<'_>) -> Verdict {
-    let Some(limit) = bench.laws.fills_after else { return skip("nothing makes this device's ring stay full") };
+    let Some(limit) = bench.laws.fills_after else { return skip("nothing makes this device's ring fill") };
     let mut run = bench.open(&[])?;
     let mut numbers = Numbers::new(Direction::Tx);
-    // Nobody collects and nothing is flushed, so the ring fills.
     let before = run.queue.stats();
-    let mut sent = 0;
-    let mut burst = Vec::new();
-    while run.out.is_empty() {
-        ensure(sent <= limit, || format!("{sent} frames were taken, the ring should be full after {limit}"))?;
-        burst = (0..8).map(|_| numbers.next(SHORTEST + sent % 100)).collect();
-        run.send(burst.iter().copied(), Shape::default());
-        run.laws.window = sent + 16;
-        run.build(8)?;
-        sent += run.tx()?;
-    }
-    let left = &burst[8 - run.out.len()..];
-    for (id, frame) in left.iter().zip(&run.out) {
+    let burst: Vec<Identity> = (0..limit + 8).map(|i| numbers.next(SHORTEST + i % 100)).collect();
+    run.send(burst.iter().copied(), Shape::default());
+    run.build(burst.len())?;
+    let taken = run.tx()?;
+    ensure(taken <= limit, || format!("{taken} frames were taken at once, the ring should be full after {limit}"))?;
+    for (id, frame) in burst[taken..].iter().zip(&run.out) {
         let want = super::traffic::build(*id, &bench.laws.addresses).bytes;
         ensure(frame.to_vec() == want, || format!("{id:?} was left, but not as it was or not in its place"))?;
     }

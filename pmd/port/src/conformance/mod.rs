@@ -28,12 +28,14 @@ pub struct Laws {
     /// Nobody else sends on the link. If not, frames that are not the suite's are ignored (a kernel's neighbour
     /// discovery on a fresh interface).
     pub quiet: bool,
-    /// `tx` must refuse before it has taken this many frames and one, while the far end does not collect; `None` if
-    /// the device cannot be filled that way.
+    /// Frames that one `tx` call takes at most before the ring is full, into an idle device; `None` if the device
+    /// cannot be filled that way.
     pub fills_after: Option<usize>,
     /// Longest frame without a segmentation request that the link carries, in bytes with the Ethernet header; capped
     /// by the queue's `max_frame`.
     pub longest: usize,
+    /// Chunks of a frame at most, for a driver that takes chains up to a length (`Capabilities` has no word for it).
+    pub segments: usize,
     /// Frames under way in each direction at most, so that buffers beyond the device (a socket's) do not overflow.
     pub window: usize,
     /// Frames in each direction of the stress case.
@@ -56,6 +58,7 @@ impl Default for Laws {
             quiet: true,
             fills_after: None,
             longest: usize::MAX,
+            segments: usize::MAX,
             window: 32,
             stress_frames: 5_000,
             patience: Duration::from_secs(2),

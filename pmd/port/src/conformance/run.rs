@@ -3,6 +3,7 @@
 //! Owner: the suite's thread, which is worker and far end at once. Invariant: whatever the queue's calls return is
 //! added up here and compared with its counters when the case ends.
 
+use super::cases::CHUNK_DATA;
 use super::traffic::{Identity, Ledger, SHORTEST, build};
 use super::{Laws, Peer, Rig};
 use crate::frame::Frame;
@@ -157,14 +158,18 @@ impl Run {
             bytes[built.start + built.offset..][..2].copy_from_slice(&built.pseudo.to_be_bytes());
         }
         let empty = || Stop::Fail("the pool ran empty: frames are held that should have come back".into());
-        // Cut behind the headers, then into odd pieces, one of them a single byte.
-        let cut = if shape.chained { SHORTEST.min(bytes.len()) } else { bytes.len() };
+        // Cut behind the headers, then into odd pieces, one of them a single byte; each as small as leaves the rest few
+        // enough chunks.
+        let least = |len: usize, chunks_after: usize| len.saturating_sub(chunks_after.saturating_mul(CHUNK_DATA));
+        let most = self.laws.segments;
+        let cut = if shape.chained { SHORTEST.max(least(bytes.len(), most - 1)).min(bytes.len()) } else { bytes.len() };
         let mut frame = self.cache.alloc_copy(&bytes[..cut]).ok_or_else(empty)?;
         let (mut rest, mut piece) = (&bytes[cut..], 1);
         while !rest.is_empty() {
-            let (now, later) = rest.split_at(piece.min(rest.len()));
+            let size = least(rest.len(), most.saturating_sub(frame.segments() + 1)).max(piece).min(rest.len());
+            let (now, later) = rest.split_at(size);
             frame.append(self.cache.alloc_copy(now).ok_or_else(empty)?);
-            (rest, piece) = (later, piece * 7 + 4);
+            (rest, piece) = (later, (piece * 7 + 4).min(CHUNK_DATA));
         }
         if shape.partial {
             frame.checksum = Checksum::Partial { start: built.start as u16, offset: built.offset as u16 };
