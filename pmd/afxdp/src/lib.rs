@@ -8,7 +8,6 @@
 //! driver on one of its queues. Control opens all three; a worker polls the queue.
 
 mod abi;
-mod checksum;
 pub mod device;
 pub mod program;
 pub mod queue;
@@ -17,7 +16,6 @@ mod socket;
 pub mod umem;
 pub mod watchdog;
 
-pub use checksum::complete_checksum;
 pub use device::{Device, DeviceError, Interface};
 pub use program::{AttachMode, Attached, Program, ProgramError, Steering, Verdicts};
 pub use queue::{BindMode, QueueOptions, XskQueue};

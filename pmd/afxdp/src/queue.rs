@@ -14,7 +14,6 @@ use crate::abi::{
     COPY_MAX_SEGMENTS, Desc, TX_BATCH, TX_METADATA_LEN, TxMetadata, XDP_PKT_CONTD, XDP_TX_METADATA,
     XDP_TXMD_FLAGS_CHECKSUM,
 };
-use crate::checksum::complete_checksum;
 use crate::program::{Attached, Program, max_queues};
 use crate::socket::{OpenError, Socket};
 use crate::umem::Umem;
@@ -24,7 +23,10 @@ use rustix::net::sockopt::xdp_statistics;
 use rustix::net::xdp::SocketAddrXdpFlags as Flags;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use sluice_port::frame::LINK_BYTES;
-use sluice_port::{Burst, CHUNK, Capabilities, Checksum, Frame, Gso, PoolCache, PortMode, PortStats, Queue};
+use sluice_port::{
+    Burst, CHUNK, Capabilities, Checksum, Frame, Gso, HEADROOM, PoolCache, PortMode, PortStats, Queue,
+    complete_checksum,
+};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -264,13 +266,9 @@ impl XskQueue {
         Some(unsafe { Frame::from_raw(self.umem.pool().chunk(index), index, offset, len) })
     }
 
-    /// Whether the device can send the frame at all; makes it so where it takes only work on our side.
+    /// Whether the device can send the frame, and how; does in software what it does not.
     fn prepare(&self, frame: &mut Frame) -> Option<Prepared> {
-        if frame.len() < MIN_FRAME
-            || frame.len() > self.max_frame as usize
-            || frame.segments() > self.max_segments
-            || frame.head_len() == 0
-        {
+        if frame.len() < MIN_FRAME || frame.segments() > self.max_segments || frame.head_len() == 0 {
             return None;
         }
         let Checksum::Partial { start, offset } = frame.checksum else { return Some(Prepared::Plain) };
@@ -296,30 +294,14 @@ impl XskQueue {
             // we own, is the only one to name the chunk. The address need not be aligned.
             unsafe { at.cast::<TxMetadata>().write_unaligned(metadata) };
         }
-        // With metadata the kernel wants room for it in front of every chunk's data, used or not.
-        let least_offset = if self.socket.metadata { TX_METADATA_LEN as u16 } else { 0 };
         let mut left = frame.segments();
         let mut last: Option<Desc> = None;
-        frame.for_each_descriptor(|index, mut offset, len| {
+        frame.for_each_descriptor(|index, offset, len| {
             left -= 1;
             if len == 0 {
                 // SAFETY: the frame is taken apart here and names the chunk no more; an empty one is not sent.
                 unsafe { cache.free_index(index) };
                 return;
-            }
-            if offset < least_offset {
-                let shift = least_offset - offset;
-                let chunk = self.umem.pool().chunk(index).as_ptr();
-                // SAFETY: source and target lie within the chunk (`has_metadata_room` saw the room behind the data), which
-                // only this frame names; `copy` allows them to overlap.
-                unsafe {
-                    core::ptr::copy(
-                        chunk.wrapping_add(usize::from(offset)),
-                        chunk.wrapping_add(usize::from(offset + shift)),
-                        usize::from(len),
-                    )
-                };
-                offset += shift;
             }
             if let Some(desc) = last.take() {
                 self.socket.tx.write(Desc { options: desc.options | XDP_PKT_CONTD, ..desc });
@@ -334,14 +316,18 @@ impl XskQueue {
         }
     }
 
-    /// Whether every chunk's data is, or can be moved, far enough from the chunk's start.
+    /// Whether every chunk has the room in front of its data that the kernel wants once a UMEM has metadata, used or
+    /// not.
+    #[inline]
     fn has_metadata_room(&self, frame: &Frame) -> bool {
-        let mut room = true;
-        if self.socket.metadata {
-            frame.for_each_descriptor(|_, offset, len| {
-                room &= usize::from(offset.max(TX_METADATA_LEN as u16)) + usize::from(len) <= CHUNK;
-            });
+        if !self.socket.metadata {
+            return true;
         }
+        if frame.segments() == 1 {
+            return frame.offset() >= TX_METADATA_LEN;
+        }
+        let mut room = true;
+        frame.for_each_descriptor(|_, offset, _| room &= usize::from(offset) >= TX_METADATA_LEN);
         room
     }
 
@@ -368,9 +354,56 @@ impl XskQueue {
         }
     }
 
+    /// Safe code may hand us a frame of another pool, whose chunk number means a stranger's memory here.
+    #[inline]
+    fn assert_ours(&self, frame: &Frame) {
+        let here = self.umem.pool().chunk(frame.index()).as_ptr().wrapping_add(frame.offset());
+        assert!(core::ptr::eq(here, frame.data_ptr()), "a frame of another pool");
+    }
+
     fn assert_pool(&self, cache: &PoolCache) {
         assert!(Arc::ptr_eq(self.umem.pool(), cache.pool()), "a queue's memory is its cache's pool");
     }
+}
+
+/// Copies a packet into as few chunks as it fits, each with all its headroom: for chains of more pieces than the kernel
+/// takes and for data too far in front. `None` if the pool is empty.
+#[cold]
+fn gather(frame: &Frame, cache: &mut PoolCache) -> Option<Frame> {
+    const ROOM: usize = CHUNK - HEADROOM;
+    let mut left = frame.len();
+    let mut chunks: [Option<Frame>; COPY_MAX_SEGMENTS] = [const { None }; COPY_MAX_SEGMENTS];
+    let mut complete = left <= ROOM * COPY_MAX_SEGMENTS;
+    for slot in &mut chunks {
+        if left == 0 || !complete {
+            break;
+        }
+        *slot = cache.alloc();
+        match slot.as_mut().map(|chunk| chunk.reset(left.min(ROOM))) {
+            Some(_) => left -= left.min(ROOM),
+            None => complete = false,
+        }
+    }
+    if !complete {
+        chunks.into_iter().flatten().for_each(|chunk| cache.free(chunk));
+        return None;
+    }
+    let mut at = 0;
+    frame.for_each_segment(|mut bytes| {
+        while !bytes.is_empty() {
+            let Some(chunk) = chunks.get_mut(at / ROOM).and_then(Option::as_mut) else { return };
+            let target = &mut chunk.head_mut()[at % ROOM..];
+            let n = target.len().min(bytes.len());
+            target[..n].copy_from_slice(&bytes[..n]);
+            bytes = &bytes[n..];
+            at += n;
+        }
+    });
+    let mut chunks = chunks.into_iter().flatten();
+    let mut head = chunks.next()?;
+    chunks.for_each(|chunk| head.append(chunk));
+    (head.port, head.checksum, head.gso) = (frame.port, frame.checksum, frame.gso);
+    Some(head)
 }
 
 /// What `prepare` found: send as it is, or with this request in front.
@@ -441,7 +474,7 @@ impl Queue for XskQueue {
         let mut room = (size - self.in_flight.min(size)).min(self.socket.tx.free(size)) as usize;
         let mut count = 0;
         for frame in frames.iter() {
-            let segments = if self.gone || frame.segments() > self.max_segments { 0 } else { frame.segments() };
+            let segments = if self.gone { 0 } else { frame.segments().min(self.max_segments) };
             if segments > room {
                 break;
             }
@@ -449,10 +482,19 @@ impl Queue for XskQueue {
             count += 1;
         }
         self.stats.tx_full += (frames.len() - count) as u64;
+        let capabilities = Capabilities { chained: true, ..self.capabilities() };
         for mut frame in frames.drain(..count) {
+            self.assert_ours(&frame);
             let bytes = frame.len() as u64;
+            let acceptable = !self.gone && capabilities.accepts(&frame);
+            if acceptable
+                && (frame.segments() > self.max_segments || !self.has_metadata_room(&frame))
+                && let Some(gathered) = gather(&frame, cache)
+            {
+                cache.free(core::mem::replace(&mut frame, gathered));
+            }
             match self.prepare(&mut frame) {
-                Some(prepared) if !self.gone && self.has_metadata_room(&frame) => {
+                Some(prepared) if acceptable => {
                     self.submit(cache, frame, prepared);
                     self.stats.tx_packets += 1;
                     self.stats.tx_bytes += bytes;
@@ -494,6 +536,7 @@ impl Queue for XskQueue {
             tx_checksum: true,
             tso4: false,
             tso6: false,
+            // Chains of more pieces than the kernel takes are copied into fewer.
             chained: self.max_segments > 1,
             wants_coalescing: false,
             max_frame: self.max_frame,

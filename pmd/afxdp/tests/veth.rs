@@ -193,37 +193,49 @@ fn a_partial_checksum_is_left_to_the_kernel_where_it_takes_the_request() {
 }
 
 #[test]
-fn a_partial_checksum_without_room_for_the_request_is_completed_in_software() {
+fn a_frame_without_headroom_is_moved_and_its_checksum_still_completed() {
     in_both_modes(1500, |mode| {
         let far = Raw::open(FAR);
         let mut memory = Memory::new(1024);
         let (_program, mut queue) = open_all(NEAR, mode, &mut memory);
         let (sent, checksum) = partial_udp(300);
-        // All headroom used up: data at 16, the least a frame can have, and at 24.
-        for used in [240, 232] {
-            let mut frame = memory.cache.alloc_copy(&sent[used..]).unwrap();
-            frame.push(used).unwrap().copy_from_slice_from(&sent);
-            frame.checksum = checksum;
-            transmit(&mut queue, &mut memory.cache, vec![frame]);
-            let (got, offloads) = far.recv(SECOND).expect("a frame");
-            assert!(!offloads.needs_checksum, "{mode:?}");
-            assert_eq!((&got[..40], &got[42..]), (&sent[..40], &sent[42..]));
-            assert_ne!(got[40..42], sent[40..42]);
+        // Data at 16, the least a frame can have; at 24, enough for a plain frame; at 40, enough for the request.
+        for pushed in [240, 232, 216] {
+            for checksum in [Checksum::None, checksum] {
+                let mut frame = memory.cache.alloc_copy(&sent[pushed..]).unwrap();
+                frame.push(pushed).unwrap()[..pushed].copy_from_slice(&sent[..pushed]);
+                frame.checksum = checksum;
+                transmit(&mut queue, &mut memory.cache, vec![frame]);
+                let (got, offloads) = far.recv(SECOND).expect("a frame");
+                assert_eq!((&got[..40], &got[42..]), (&sent[..40], &sent[42..]), "{mode:?}");
+                let completed = offloads.needs_checksum || got[40..42] != sent[40..42];
+                assert_eq!(completed, checksum != Checksum::None, "{mode:?} {pushed}");
+            }
         }
         Box::new(queue).close(&mut memory.cache);
         memory.assert_whole();
     });
 }
 
-trait CopyFrom {
-    fn copy_from_slice_from(&mut self, all: &[u8]);
-}
-
-impl CopyFrom for [u8] {
-    fn copy_from_slice_from(&mut self, all: &[u8]) {
-        let len = self.len().min(all.len());
-        self[..len].copy_from_slice(&all[..len]);
-    }
+#[test]
+fn a_chain_of_more_pieces_than_the_kernel_takes_is_sent_all_the_same() {
+    in_both_modes(9000, |mode| {
+        let far = Raw::open(FAR);
+        let mut memory = Memory::new(1024);
+        let (_program, mut queue) = open_all(NEAR, mode, &mut memory);
+        let (sent, checksum) = partial_udp(9000);
+        let mut pieces = sent.chunks(90);
+        let mut frame = memory.cache.alloc_copy(pieces.next().unwrap()).unwrap();
+        pieces.for_each(|piece| frame.append(memory.cache.alloc_copy(piece).unwrap()));
+        assert_eq!(frame.segments(), 100);
+        frame.checksum = checksum;
+        transmit(&mut queue, &mut memory.cache, vec![frame]);
+        let (got, offloads) = far.recv(SECOND).expect("a frame");
+        assert_eq!((&got[..40], &got[42..]), (&sent[..40], &sent[42..]), "{mode:?}");
+        assert!(offloads.needs_checksum || got[40..42] != sent[40..42]);
+        Box::new(queue).close(&mut memory.cache);
+        memory.assert_whole();
+    });
 }
 
 #[test]
@@ -318,7 +330,7 @@ fn a_receive_ring_that_is_not_polled_loses_packets_and_says_so() {
         (0..200).for_each(|i| far.send(&test_frame(60, i)));
         let got = received(&mut queue, &mut memory.cache, 200).len() as u64;
         let stats = queue.stats();
-        assert!(got >= 64 && got < 200, "{got}");
+        assert!((64..200).contains(&got), "{got}");
         assert_eq!(stats.rx_packets + stats.rx_missed, 200, "{mode:?} {stats:?} {:?}", program.verdicts());
         Box::new(queue).close(&mut memory.cache);
         memory.assert_whole();
@@ -428,22 +440,27 @@ fn a_busy_queue_is_refused_after_waiting() {
     });
 }
 
+/// Whether the queue's descriptor says within `wait` that frames are there.
+fn readable(queue: &XskQueue, wait: Duration) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let fd = queue.wait_fd().unwrap();
+    let wait = Timespec::try_from(wait).unwrap();
+    poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&wait)).unwrap() == 1
+}
+
 #[test]
 fn an_idle_worker_can_sleep_on_the_queue() {
     in_both_modes(1500, |mode| {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let far = Raw::open(FAR);
         let mut memory = Memory::new(1024);
         let (_program, mut queue) = open_all(NEAR, mode, &mut memory);
-        let readable = |queue: &XskQueue, wait: Duration| {
-            let fd = queue.wait_fd().unwrap();
-            let wait = Timespec::try_from(wait).unwrap();
-            poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&wait)).unwrap() == 1
-        };
         assert!(!readable(&queue, Duration::from_millis(20)), "{mode:?}");
         far.send(&test_frame(60, 0));
         assert!(readable(&queue, SECOND));
         assert_eq!(received(&mut queue, &mut memory.cache, 1).len(), 1);
+        assert!(!readable(&queue, Duration::from_millis(20)), "{mode:?}");
+        // A lost device must not keep an idle worker awake.
+        ip("link del sg-near");
         assert!(!readable(&queue, Duration::from_millis(20)), "{mode:?}");
         Box::new(queue).close(&mut memory.cache);
         memory.assert_whole();

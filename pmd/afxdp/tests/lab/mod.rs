@@ -164,6 +164,21 @@ impl Raw {
     }
 }
 
+/// Completes a checksum that a veth passed on as a request, as the receiving stack would.
+pub fn complete(bytes: &mut [u8], offloads: Offloads) {
+    if !offloads.needs_checksum {
+        return;
+    }
+    let (start, field) = (usize::from(offloads.start), usize::from(offloads.start + offloads.offset));
+    let mut sum: u32 =
+        bytes[start..].chunks(2).map(|c| u32::from(u16::from_be_bytes([c[0], c.get(1).copied().unwrap_or(0)]))).sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    let value = if !(sum as u16) == 0 { 0xffff } else { !(sum as u16) };
+    bytes[field..field + 2].copy_from_slice(&value.to_be_bytes());
+}
+
 /// A pool, its UMEM and a cache.
 pub struct Memory {
     pub pool: Arc<FramePool>,
