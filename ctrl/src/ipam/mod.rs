@@ -7,22 +7,26 @@
 //! and what cannot be read back is an error, never a fresh start. Cost: a lease is one pass over the leases and one
 //! write of the file.
 
+mod file;
+mod pool;
+
+pub use pool::{Pool, Usage, node_pools};
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
 
+use self::file::{read_state, write_state};
 use crate::model::{Family, NamespacedName};
 
 /// An address rests for this long after its release.
 pub const COOL_DOWN_SECONDS: u64 = 60;
 /// The file in the state directory.
 pub const FILE_NAME: &str = "leases.json";
-const VERSION: u32 = 1;
 
 /// Why there is no address.
 #[derive(Debug, thiserror::Error)]
@@ -90,53 +94,6 @@ pub enum IpamError {
     },
 }
 
-/// A network addresses are given from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pool {
-    /// The name in messages and metrics: `node` for podCIDRs, an IPPool's name else.
-    pub name: String,
-    /// The network.
-    pub net: IpNet,
-}
-
-impl Pool {
-    /// The last address that may be given, as an offset; the first is 2.
-    fn last_offset(&self) -> u128 {
-        let host_bits = u32::from(self.net.max_prefix_len() - self.net.prefix_len());
-        let all = 1u128.checked_shl(host_bits).map_or(u128::MAX, |n| n - 1);
-        // IPv6 has no broadcast address.
-        if Family::of_net(&self.net) == Family::V4 { all.saturating_sub(1) } else { all }
-    }
-
-    /// How many addresses may be given.
-    pub fn size(&self) -> u128 {
-        self.last_offset().saturating_sub(1)
-    }
-
-    fn address(&self, offset: u128) -> IpAddr {
-        match self.net.network() {
-            IpAddr::V4(a) => {
-                IpAddr::from(u32::from(a).wrapping_add(u32::try_from(offset).unwrap_or_default()).to_be_bytes())
-            }
-            IpAddr::V6(a) => IpAddr::from(u128::from(a).wrapping_add(offset).to_be_bytes()),
-        }
-    }
-
-    /// Where an address of the pool lies in it.
-    fn offset(&self, address: &IpAddr) -> Option<u128> {
-        let number = |a: &IpAddr| match a {
-            IpAddr::V4(a) => u128::from(u32::from(*a)),
-            IpAddr::V6(a) => u128::from(*a),
-        };
-        self.net.contains(address).then(|| number(address) - number(&self.net.network()))
-    }
-}
-
-/// The pools of a node's podCIDRs.
-pub fn node_pools(pod_cidrs: &[IpNet]) -> Vec<Pool> {
-    pod_cidrs.iter().map(|net| Pool { name: "node".to_owned(), net: net.trunc() }).collect()
-}
-
 /// What a container has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
@@ -146,6 +103,8 @@ pub struct Lease {
     pub container: String,
     /// Its addresses, at most one of each family where IPAM chose them.
     pub addresses: Vec<IpAddr>,
+    /// When it was given, in seconds since 1970.
+    pub since: u64,
 }
 
 /// What is asked for.
@@ -159,19 +118,6 @@ pub struct Request<'a> {
     pub fixed: &'a [IpAddr],
     /// Addresses that other Pod objects carry already: never chosen.
     pub reserved: &'a BTreeSet<IpAddr>,
-}
-
-/// How full a pool is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Usage {
-    /// The pool's name.
-    pub pool: String,
-    /// The pool's network.
-    pub net: IpNet,
-    /// How many addresses it can give.
-    pub size: u128,
-    /// How many of them pods have.
-    pub in_use: usize,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -233,8 +179,12 @@ impl Ipam {
         for address in &addresses {
             state.resting.remove(address);
         }
-        let lease =
-            Lease { pod: request.pod.clone(), container: request.container.to_owned(), addresses: addresses.clone() };
+        let lease = Lease {
+            pod: request.pod.clone(),
+            container: request.container.to_owned(),
+            addresses: addresses.clone(),
+            since: now,
+        };
         state.leases.insert(request.container.to_owned(), lease);
         self.commit(state)?;
         Ok(addresses)
@@ -269,9 +219,11 @@ impl Ipam {
         self.state.leases.values()
     }
 
-    /// The addresses of each pod; of a pod with several containers, those of the last one by id.
+    /// The addresses of each pod; of a pod whose last container is not deleted yet, those of the newest one.
     pub fn addresses_by_pod(&self) -> BTreeMap<NamespacedName, Vec<IpAddr>> {
-        self.leases().map(|l| (l.pod.clone(), l.addresses.clone())).collect()
+        let mut leases: Vec<&Lease> = self.leases().collect();
+        leases.sort_by_key(|l| l.since);
+        leases.into_iter().map(|l| (l.pod.clone(), l.addresses.clone())).collect()
     }
 
     /// How full each pool is.
@@ -372,74 +324,6 @@ impl State {
     }
 }
 
-/// The file's content.
-#[derive(Serialize, Deserialize)]
-struct Document {
-    version: u32,
-    leases: Vec<LeaseDocument>,
-    resting: BTreeMap<IpAddr, u64>,
-    last: BTreeMap<IpNet, IpAddr>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct LeaseDocument {
-    namespace: String,
-    name: String,
-    container: String,
-    addresses: Vec<IpAddr>,
-}
-
-fn read_state(bytes: &[u8]) -> Result<State, String> {
-    #[derive(Deserialize)]
-    struct Version {
-        version: u32,
-    }
-    let Version { version } = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
-    if version != VERSION {
-        return Err(format!("version {version}, and this program knows version {VERSION}"));
-    }
-    let document: Document = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
-    let lease = |l: LeaseDocument| {
-        let pod = NamespacedName::new(l.namespace, l.name);
-        (l.container.clone(), Lease { pod, container: l.container, addresses: l.addresses })
-    };
-    let offset = |(net, address): (IpNet, IpAddr)| {
-        let pool = Pool { name: String::new(), net };
-        pool.offset(&address).map(|offset| (net, offset))
-    };
-    Ok(State {
-        leases: document.leases.into_iter().map(lease).collect(),
-        resting: document.resting,
-        last: document.last.into_iter().filter_map(offset).collect(),
-    })
-}
-
-/// Writes aside, syncs, renames, syncs the directory: after a crash the file is the old one or the new one, whole.
-fn write_state(path: &Path, state: &State) -> io::Result<()> {
-    let lease = |l: &Lease| LeaseDocument {
-        namespace: l.pod.namespace.clone(),
-        name: l.pod.name.clone(),
-        container: l.container.clone(),
-        addresses: l.addresses.clone(),
-    };
-    let document = Document {
-        version: VERSION,
-        leases: state.leases.values().map(lease).collect(),
-        resting: state.resting.clone(),
-        last: state
-            .last
-            .iter()
-            .map(|(net, offset)| (*net, Pool { name: String::new(), net: *net }.address(*offset)))
-            .collect(),
-    };
-    let aside = path.with_extension("json.new");
-    let mut file = File::create(&aside)?;
-    file.write_all(&serde_json::to_vec_pretty(&document)?)?;
-    file.sync_all()?;
-    fs::rename(&aside, path)?;
-    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -525,6 +409,14 @@ mod tests {
         // An address that was just released is its own pod's at once.
         f.ipam.release("c3", 2).unwrap();
         assert!(f.add("a", "c4", &["10.244.1.9"], 2).is_ok());
+    }
+
+    #[test]
+    fn a_pods_newest_container_speaks_for_it() {
+        let mut f = ipam(&["10.244.1.0/24"]);
+        f.add("a", "z-first", &[], 1).unwrap();
+        let second = f.add("a", "b-second", &[], 2).unwrap();
+        assert_eq!(f.ipam.addresses_by_pod()[&pod("a")][0].to_string(), second[0]);
     }
 
     #[test]
