@@ -6,6 +6,7 @@
 pub mod compile;
 pub mod config;
 pub mod import;
+pub mod ipam;
 pub mod model;
 mod nearest;
 pub mod source;

@@ -376,6 +376,30 @@ pub(crate) mod tests {
         assert_eq!(empty, Cluster::default());
     }
 
+    const WORLD: &str = r#"
+{apiVersion: v1, kind: Namespace, metadata: {name: shop, labels: {team: a}}}
+---
+{apiVersion: v1, kind: Node, metadata: {name: n1}, spec: {podCIDRs: [10.244.1.0/24]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: a, namespace: shop, labels: {app: web}}, status: {podIP: 10.244.1.5}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: b, namespace: lab, labels: {app: web}}, status: {podIP: 10.244.1.6}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: web, namespace: shop}, spec: {type: NodePort, selector: {app: web}, ports: [{port: 80}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: api, namespace: shop}, spec: {type: NodePort, ports: [{port: 80}]}}
+---
+{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {name: api-1, namespace: shop, labels: {kubernetes.io/service-name: api}}, addressType: IPv4, endpoints: [{addresses: [10.0.0.1]}], ports: [{port: 80}]}
+---
+{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: p, namespace: shop}, spec: {podSelector: {}, ingress: [{unknown: 1}]}}
+---
+{apiVersion: policy.networking.k8s.io/v1alpha2, kind: ClusterNetworkPolicy, metadata: {name: c}, spec: {tier: Admin, priority: 1, subject: {namespaces: {}}}}
+---
+{apiVersion: sluicegate.dev/v1alpha1, kind: EgressGateway, metadata: {name: g}, spec: {egressIPs: [192.0.2.50], gatewayNodes: {}}}
+---
+{apiVersion: sluicegate.dev/v1alpha1, kind: IPPool, metadata: {name: i}, spec: {use: egress, cidrs: [192.0.2.48/29]}}
+"#;
+
     fn any_json() -> impl Strategy<Value = Value> {
         // Words of the API, so that the garbage reaches deep into the importers.
         let word = prop::sample::select(vec![
@@ -484,6 +508,29 @@ pub(crate) mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn any_order_of_objects_and_files_gives_an_equal_cluster(
+            order in Just((0..11usize).collect::<Vec<_>>()).prop_shuffle(),
+            files in prop::collection::vec(0..3u8, 11),
+        ) {
+            let defaults = Defaults { standalone: Some(Standalone::default()) };
+            let expected = Cluster::build(&yaml(WORLD), &defaults).0;
+            prop_assert_eq!(expected.services.len() + expected.pods.len() + expected.namespaces.len(), 6);
+            let documents: Vec<&str> = WORLD.split("---\n").collect();
+            let folder = tempfile::tempdir().unwrap();
+            for file in 0..3u8 {
+                let chosen = order.iter().filter(|i| files[**i] == file);
+                let text = chosen.map(|i| documents[*i]).collect::<Vec<_>>().join("---\n");
+                std::fs::write(folder.path().join(format!("{file}.yaml")), text).unwrap();
+            }
+            let snapshot = crate::source::ManifestSource::new(folder.path()).unwrap().snapshot();
+            prop_assert_eq!(snapshot.problems, vec![]);
+            let (cluster, invalid) = Cluster::build(&snapshot.objects, &defaults);
+            prop_assert_eq!(cluster, expected);
+            prop_assert_eq!(invalid.len(), 1);
+        }
+
         #[test]
         fn no_json_makes_an_importer_panic(spec in any_json(), status in any_json(), metadata in any_json()) {
             for kind in Kind::ALL {

@@ -82,7 +82,7 @@ impl ManifestSource {
         fs::read_dir(&root)?;
         let mut source =
             ManifestSource { root, files: BTreeMap::new(), folders: BTreeSet::new(), snapshot: Snapshot::default() };
-        source.rescan(&BTreeSet::new());
+        source.rescan(|_| false);
         Ok(source)
     }
 
@@ -106,18 +106,20 @@ impl ManifestSource {
         self.files.values().any(|f| f.unsettled)
     }
 
-    /// Looks for changes, and reads what changed; true where the snapshot is another one. Files in `held` are being
-    /// written right now and stay as they were.
-    pub fn rescan(&mut self, held: &BTreeSet<PathBuf>) -> bool {
+    /// Looks for changes, and reads what changed; true where the snapshot is another one. `held` says of a file that
+    /// somebody is writing it right now: it stays as it was. It is asked before a file is read and again after, so that
+    /// a write which begins in between is not taken for the whole.
+    pub fn rescan(&mut self, mut held: impl FnMut(&Path) -> bool) -> bool {
         let mut walk = Walk::default();
         walk.folder(&self.root, 0);
-        let kept = |path: &Path| walk.unreadable.keys().any(|folder| path.starts_with(folder)) || held.contains(path);
-        self.files.retain(|path, _| walk.files.contains_key(path) || kept(path));
+        self.files.retain(|path, _| {
+            let unknown = || walk.unreadable.keys().any(|folder| path.starts_with(folder));
+            walk.files.contains_key(path) || unknown() || held(path)
+        });
         for (path, signature) in &walk.files {
             let state = self.files.entry(path.clone()).or_default();
-            let same = state.signature.is_some() && state.signature == *signature && !state.unsettled;
-            if !same && !held.contains(path) {
-                state.read(path);
+            if state.signature != Some(*signature) || state.unsettled {
+                state.read(path, &mut held);
             }
         }
         self.folders = walk.folders;
@@ -129,8 +131,15 @@ impl ManifestSource {
 }
 
 impl FileState {
-    fn read(&mut self, path: &Path) {
-        match read_file(path) {
+    fn read(&mut self, path: &Path, held: &mut impl FnMut(&Path) -> bool) {
+        if held(path) {
+            return;
+        }
+        let file = read_file(path);
+        if held(path) {
+            return;
+        }
+        match file {
             Ok((signature, settled, bytes)) => {
                 self.signature = Some(signature);
                 self.unsettled = !settled;
@@ -232,7 +241,7 @@ fn assemble(
 /// What one walk through the folders found.
 #[derive(Debug, Default)]
 struct Walk {
-    files: BTreeMap<PathBuf, Option<Signature>>,
+    files: BTreeMap<PathBuf, Signature>,
     folders: BTreeSet<PathBuf>,
     unreadable: BTreeMap<PathBuf, String>,
     /// Folders on the way from the root, as device and inode: a link back to one of them is a loop.
@@ -269,7 +278,7 @@ impl Walk {
             if metadata.is_dir() {
                 self.folder(&path, depth + 1);
             } else if metadata.is_file() && is_manifest(&path) {
-                self.files.insert(path.clone(), Some(Signature::of(&metadata)));
+                self.files.insert(path.clone(), Signature::of(&metadata));
                 self.watch_target(&path, &entry);
             }
         }
@@ -302,7 +311,7 @@ mod tests {
     }
 
     fn rescan(source: &mut ManifestSource) -> bool {
-        source.rescan(&BTreeSet::new())
+        source.rescan(|_| false)
     }
 
     fn names(source: &ManifestSource) -> Vec<String> {
@@ -451,7 +460,7 @@ mod tests {
         let (dir, mut source) = folder(&[("a.yaml", &pod("a", "n"))]);
         let path = dir.path().join("a.yaml");
         fs::write(&path, pod("b", "n")).unwrap();
-        assert!(!source.rescan(&BTreeSet::from([path])));
+        assert!(!source.rescan(|held| held == path));
         assert_eq!(names(&source), ["a"]);
         assert!(rescan(&mut source));
         assert_eq!(names(&source), ["b"]);

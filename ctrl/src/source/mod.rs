@@ -7,6 +7,7 @@
 
 pub mod document;
 pub mod manifests;
+mod strict;
 pub mod watch;
 
 pub use document::SourceProblem;

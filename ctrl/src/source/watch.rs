@@ -5,13 +5,13 @@
 //! [`WRITE_HOLD`]. A slow scan in between finds what inotify cannot see (network file systems, mapped writes); it is a
 //! fast one where the kernel gives no watches.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -56,14 +56,8 @@ impl ManifestWatch {
                 None
             }
         };
-        let mut watcher = Watcher {
-            source,
-            notify,
-            stop: stop.clone(),
-            watches: BTreeMap::new(),
-            writing: BTreeMap::new(),
-            watched: false,
-        };
+        let events = Events { notify, watches: BTreeMap::new(), writing: BTreeMap::new(), news: false };
+        let mut watcher = Watcher { source, events, stop: stop.clone(), watched: false };
         // Before this returns, so that whatever the caller does next is seen.
         watcher.add_watches();
         let thread = std::thread::Builder::new().name("manifests".into()).spawn(move || watcher.run(on_change))?;
@@ -84,14 +78,21 @@ impl Drop for ManifestWatch {
 
 struct Watcher {
     source: ManifestSource,
-    notify: Option<OwnedFd>,
+    events: Events,
     stop: Arc<OwnedFd>,
+    /// Every folder has its watch.
+    watched: bool,
+}
+
+/// What the kernel told.
+struct Events {
+    notify: Option<OwnedFd>,
     /// Watch descriptor to folder.
     watches: BTreeMap<i32, PathBuf>,
     /// Files that were written to and not closed, with the time of the last write.
     writing: BTreeMap<PathBuf, Instant>,
-    /// Every folder has its watch.
-    watched: bool,
+    /// Something was taken from the kernel since the last scan began.
+    news: bool,
 }
 
 enum Woken {
@@ -105,16 +106,17 @@ impl Watcher {
         loop {
             // Watches first, then the scan: what happens in between is found by the one or announced by the other.
             self.add_watches();
-            let now = Instant::now();
-            self.writing.retain(|_, last| now.duration_since(*last) < WRITE_HOLD);
-            let held: BTreeSet<PathBuf> = self.writing.keys().cloned().collect();
-            if self.source.rescan(&held) {
+            self.events.read();
+            self.events.news = false;
+            let events = &mut self.events;
+            if self.source.rescan(|path| events.is_being_written(path)) {
                 on_change(self.source.snapshot());
             }
-            // A folder that the scan found needs its watch, and another look at it.
+            // A folder that the scan found needs its watch, and another look at it; so does what happened meanwhile.
             let wait = match () {
                 () if self.add_watches() => Duration::ZERO,
-                () if !self.writing.is_empty() || self.source.is_unsettled() => SETTLE,
+                () if self.events.news => QUIET,
+                () if !self.events.writing.is_empty() || self.source.is_unsettled() => SETTLE,
                 () if self.watched => RESCAN,
                 () => RESCAN_UNWATCHED,
             };
@@ -133,12 +135,12 @@ impl Watcher {
     /// Waits for the end of a burst; true where the watch is to end.
     fn wait_for_quiet(&mut self) -> bool {
         let start = Instant::now();
-        self.read_events();
+        self.events.read();
         while let Some(left) = BURST.checked_sub(start.elapsed()) {
             match self.wait(QUIET.min(left)) {
                 Woken::Stop => return true,
                 Woken::Timeout => return false,
-                Woken::Events => self.read_events(),
+                Woken::Events => self.events.read(),
             }
         }
         false
@@ -146,7 +148,7 @@ impl Watcher {
 
     fn wait(&self, timeout: Duration) -> Woken {
         let mut fds = vec![PollFd::new(&*self.stop, PollFlags::IN)];
-        fds.extend(self.notify.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
+        fds.extend(self.events.notify.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN)));
         let timeout = Timespec {
             tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: timeout.subsec_nanos().into(),
@@ -158,30 +160,9 @@ impl Watcher {
         }
     }
 
-    fn read_events(&mut self) {
-        let Some(notify) = &self.notify else { return };
-        let mut buffer = [MaybeUninit::<u8>::uninit(); 8192];
-        let mut reader = inotify::Reader::new(notify, &mut buffer);
-        while let Ok(event) = reader.next() {
-            let flags = event.events();
-            if flags.contains(ReadFlags::IGNORED) {
-                self.watches.remove(&event.wd());
-                self.watched = false;
-                continue;
-            }
-            let (Some(folder), Some(name)) = (self.watches.get(&event.wd()), event.file_name()) else { continue };
-            let path = folder.join(OsStr::from_bytes(name.to_bytes()));
-            if flags.contains(ReadFlags::MODIFY) {
-                self.writing.insert(path, Instant::now());
-            } else {
-                self.writing.remove(&path);
-            }
-        }
-    }
-
     /// Watches every folder of the source; true where one was new.
     fn add_watches(&mut self) -> bool {
-        let Some(notify) = &self.notify else { return false };
+        let Some(notify) = &self.events.notify else { return false };
         let flags = WatchFlags::CREATE
             | WatchFlags::MODIFY
             | WatchFlags::CLOSE_WRITE
@@ -197,7 +178,7 @@ impl Watcher {
         for folder in self.source.folders() {
             match inotify::add_watch(notify, folder, flags) {
                 // The kernel gives one descriptor per folder, however often it is asked.
-                Ok(wd) => new |= self.watches.insert(wd, folder.clone()).is_none(),
+                Ok(wd) => new |= self.events.watches.insert(wd, folder.clone()).is_none(),
                 Err(error) => {
                     if self.watched {
                         tracing::warn!(%error, folder = %folder.display(), "no watch, the folder is polled");
@@ -208,6 +189,37 @@ impl Watcher {
         }
         self.watched = all;
         new
+    }
+}
+
+impl Events {
+    /// Takes what the kernel has queued; it queues a write before the write returns.
+    fn read(&mut self) {
+        let Some(notify) = &self.notify else { return };
+        let mut buffer = [MaybeUninit::<u8>::uninit(); 8192];
+        let mut reader = inotify::Reader::new(notify, &mut buffer);
+        while let Ok(event) = reader.next() {
+            self.news = true;
+            let flags = event.events();
+            if flags.contains(ReadFlags::IGNORED) {
+                self.watches.remove(&event.wd());
+                continue;
+            }
+            let (Some(folder), Some(name)) = (self.watches.get(&event.wd()), event.file_name()) else { continue };
+            let path = folder.join(OsStr::from_bytes(name.to_bytes()));
+            if flags.contains(ReadFlags::MODIFY) {
+                self.writing.insert(path, Instant::now());
+            } else {
+                self.writing.remove(&path);
+            }
+        }
+    }
+
+    /// True while a file was written to and not closed, but not for longer than [`WRITE_HOLD`] after the last write.
+    fn is_being_written(&mut self, path: &Path) -> bool {
+        self.read();
+        self.writing.retain(|_, last| last.elapsed() < WRITE_HOLD);
+        self.writing.contains_key(path)
     }
 }
 
@@ -222,7 +234,7 @@ mod tests {
         format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\n")
     }
 
-    fn watch(dir: &std::path::Path) -> (ManifestWatch, Receiver<Vec<String>>) {
+    fn watch(dir: &Path) -> (ManifestWatch, Receiver<Vec<String>>) {
         let (send, receive) = channel();
         let source = ManifestSource::new(dir).unwrap();
         let names = |s: &Snapshot| s.objects.objects.keys().map(|k| k.name.clone()).collect::<Vec<_>>();

@@ -1,20 +1,23 @@
 //! The configuration of `sluiced`: one YAML file, every field with a default, unknown fields refused.
 //!
-//! Owner: the control thread, read once at the start. Source: the documented configuration file. Durations are a number
-//! with a unit (`500ms` is too fine, `90s`, `30m`, `24h`, `7d`), port ranges are `first-last`, CPU lists as in the
-//! kernel (`2-5,8`). Invariant: a [`Config`] that was loaded is consistent (ranges apart, networks apart, names usable).
+//! Owner: the control thread, read once at the start. Source: the documented configuration file. Invariant: a [`Config`] that was loaded is consistent (ranges apart, networks apart, names usable).
 
-use std::collections::BTreeSet;
-use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+mod sections;
+mod units;
+
+pub use sections::{
+    Cidrs, DenyAction, Flows, HostPort, Idle, Masquerade, PodDriver, PodPorts, PolicySettings, Ports, Source, Timeouts,
+    Uplink, UplinkDriver, Vxlan, XdpMode,
+};
+pub use units::{Queues, Seconds, Workers};
+
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
-use std::time::Duration;
 
 use ipnet::IpNet;
-use serde::de::{self, Deserializer, Visitor};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
+use self::units::port_range;
 use crate::model::{Family, PortRange};
 use crate::nearest::nearest;
 
@@ -51,279 +54,6 @@ pub enum ConfigError {
         /// What is wrong with it.
         why: String,
     },
-}
-
-/// Where cluster state comes from.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-pub enum Source {
-    /// The API server: the in-cluster service account, or a kubeconfig file.
-    #[default]
-    Kubernetes,
-    /// A folder of manifests.
-    Manifests {
-        /// The folder.
-        path: PathBuf,
-    },
-}
-
-/// What drives the uplink.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum UplinkDriver {
-    /// AF_XDP sockets on a kernel interface.
-    #[default]
-    AfXdp,
-    /// A DPDK port.
-    Dpdk,
-    /// Capture files.
-    Pcap,
-    /// Memory, for tests.
-    Mem,
-}
-
-/// What drives the ports of pods.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PodDriver {
-    /// The best one this kernel has.
-    #[default]
-    Auto,
-    /// TAP devices.
-    Tap,
-    /// AF_XDP sockets on veth pairs.
-    AfXdp,
-}
-
-/// How an AF_XDP socket is bound.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum XdpMode {
-    /// The fastest one the interface offers.
-    #[default]
-    Auto,
-    /// The NIC writes into our frames.
-    ZeroCopy,
-    /// XDP in the NIC's driver, one copy.
-    Copy,
-    /// XDP in the kernel's generic path; works on every interface.
-    Skb,
-}
-
-/// A count that may be left to the machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Queues {
-    /// As many as there are workers and the interface has.
-    #[default]
-    Auto,
-    /// This many.
-    Count(u16),
-}
-
-/// The port towards the network.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Uplink {
-    /// What drives it.
-    pub driver: UplinkDriver,
-    /// The kernel's interface, or DPDK's device.
-    pub interface: String,
-    /// How many queues are used.
-    pub queues: Queues,
-    /// How AF_XDP binds.
-    pub mode: XdpMode,
-}
-
-impl Default for Uplink {
-    fn default() -> Self {
-        Uplink { driver: UplinkDriver::AfXdp, interface: "eth0".to_owned(), queues: Queues::Auto, mode: XdpMode::Auto }
-    }
-}
-
-/// The ports of pods.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct PodPorts {
-    /// What drives them.
-    pub driver: PodDriver,
-}
-
-/// The port towards the host.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct HostPort {
-    /// The interface the host sees; it carries the node's overlay address.
-    pub interface: String,
-}
-
-impl Default for HostPort {
-    fn default() -> Self {
-        HostPort { interface: "sluice0".to_owned() }
-    }
-}
-
-/// All ports.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Ports {
-    /// Towards the network.
-    pub uplink: Uplink,
-    /// Towards the pods.
-    pub pods: PodPorts,
-    /// Towards the host.
-    pub host: HostPort,
-}
-
-/// The CPUs that workers are pinned to.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum Workers {
-    /// Every CPU but the control thread's, where there is more than one.
-    #[default]
-    Auto,
-    /// These CPUs.
-    Cpus(BTreeSet<u16>),
-}
-
-/// What a worker does when there is nothing to do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Idle {
-    /// Spin.
-    Busy,
-    /// Spin a little, then sleep on the sockets.
-    #[default]
-    Adaptive,
-}
-
-/// The overlay.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Vxlan {
-    /// The network identifier, 24 bits.
-    pub vni: u32,
-    /// The UDP port.
-    pub port: u16,
-}
-
-impl Default for Vxlan {
-    fn default() -> Self {
-        Vxlan { vni: 4096, port: 4789 }
-    }
-}
-
-/// The cluster's networks.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Cidrs {
-    /// What pods have addresses from, over all nodes.
-    pub pods: Vec<IpNet>,
-    /// What Services have cluster addresses from.
-    pub services: Vec<IpNet>,
-}
-
-impl Default for Cidrs {
-    fn default() -> Self {
-        let net = |a: [u8; 4], len| IpNet::new_assert(IpAddr::from(a), len);
-        let net6 = |a: [u16; 8], len| IpNet::new_assert(IpAddr::from(a), len);
-        Cidrs {
-            pods: vec![net([10, 244, 0, 0], 16), net6([0xfd00, 0x10, 0x244, 0, 0, 0, 0, 0], 56)],
-            services: vec![net([10, 96, 0, 0], 12), net6([0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0], 112)],
-        }
-    }
-}
-
-/// Source translation of what leaves the cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Masquerade {
-    /// Whether pods leave with their node's address.
-    pub enabled: bool,
-    /// Destinations that see the pod's own address.
-    pub exclude: Vec<IpNet>,
-    /// The ports translated flows leave from.
-    pub ports: PortRange,
-}
-
-impl Default for Masquerade {
-    fn default() -> Self {
-        Masquerade {
-            enabled: true,
-            exclude: vec![IpNet::new_assert(IpAddr::from([10, 0, 0, 0]), 8)],
-            ports: port_range(40_000, 57_343),
-        }
-    }
-}
-
-/// How long a flow without packets is remembered.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Timeouts {
-    /// TCP after the handshake.
-    pub tcp_established: Seconds,
-    /// TCP during the handshake.
-    pub tcp_handshake: Seconds,
-    /// TCP after a FIN or RST.
-    pub tcp_closing: Seconds,
-    /// UDP that saw one packet, or packets of one side.
-    pub udp: Seconds,
-    /// UDP that goes back and forth.
-    pub udp_stream: Seconds,
-    /// ICMP echo.
-    pub icmp: Seconds,
-    /// SCTP after the handshake.
-    pub sctp_established: Seconds,
-    /// All else.
-    pub other: Seconds,
-}
-
-impl Default for Timeouts {
-    fn default() -> Self {
-        Timeouts {
-            tcp_established: Seconds(86_400),
-            tcp_handshake: Seconds(60),
-            tcp_closing: Seconds(120),
-            udp: Seconds(30),
-            udp_stream: Seconds(180),
-            icmp: Seconds(30),
-            sctp_established: Seconds(86_400),
-            other: Seconds(60),
-        }
-    }
-}
-
-/// The flow table.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Flows {
-    /// How many flows a node remembers; both directions of a connection are one.
-    pub max: u32,
-    /// How long each is remembered.
-    pub timeouts: Timeouts,
-}
-
-impl Default for Flows {
-    fn default() -> Self {
-        Flows { max: 1_048_576, timeouts: Timeouts::default() }
-    }
-}
-
-/// What a denied packet meets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DenyAction {
-    /// Silence.
-    #[default]
-    Drop,
-    /// A TCP reset or an ICMP error.
-    Reject,
-}
-
-/// Policy settings.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct PolicySettings {
-    /// What a denied packet meets.
-    pub default_action: DenyAction,
 }
 
 /// The whole configuration.
@@ -497,11 +227,6 @@ fn node_name() -> String {
         .unwrap_or_else(|| rustix::system::uname().nodename().to_string_lossy().into_owned())
 }
 
-/// The ranges of the defaults, which are in order.
-fn port_range(first: u16, last: u16) -> PortRange {
-    PortRange::new(first, last).unwrap_or_else(|| unreachable!("{first} is not above {last}"))
-}
-
 /// The file as it is written: what is left out has its default.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -587,151 +312,10 @@ fn explain(message: &str) -> String {
     reason.to_owned()
 }
 
-/// Reads a value from text or from a whole number.
-struct Words<T> {
-    expected: &'static str,
-    read: fn(&str) -> Result<T, String>,
-}
-
-impl<T> Visitor<'_> for Words<T> {
-    type Value = T;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.expected)
-    }
-
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
-        (self.read)(text).map_err(|why| E::custom(format_args!("{text:?} {why}, expected {}", self.expected)))
-    }
-
-    fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
-        self.visit_str(&number.to_string())
-    }
-}
-
-/// A timeout in whole seconds, at least one; written as a number with a unit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Seconds(pub u32);
-
-impl Seconds {
-    /// As the standard library's type.
-    pub fn duration(self) -> Duration {
-        Duration::from_secs(self.0.into())
-    }
-}
-
-impl FromStr for Seconds {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-        let number: u64 = text[..digits].parse().map_err(|_| "has no number".to_owned())?;
-        let unit = match &text[digits..] {
-            "s" => 1,
-            "m" => 60,
-            "h" => 3600,
-            "d" => 86_400,
-            "" => return Err("has no unit".to_owned()),
-            _ => return Err("has an unknown unit".to_owned()),
-        };
-        match number.checked_mul(unit).and_then(|n| u32::try_from(n).ok()) {
-            Some(0) => Err("is no time at all".to_owned()),
-            Some(seconds) => Ok(Seconds(seconds)),
-            None => Err("is too long".to_owned()),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for Seconds {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Words { expected: "a duration such as 90s, 30m or 24h", read: str::parse })
-    }
-}
-
-impl Serialize for Seconds {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{}s", self.0))
-    }
-}
-
-fn parse_range(text: &str) -> Result<PortRange, String> {
-    let (first, last) = text.split_once('-').unwrap_or((text, text));
-    let port = |t: &str| t.trim().parse::<u16>().map_err(|_| "is not a range of ports".to_owned());
-    PortRange::new(port(first)?, port(last)?).ok_or_else(|| "ends before it starts".to_owned())
-}
-
-impl<'de> Deserialize<'de> for PortRange {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Words { expected: "ports such as 30000-32767", read: parse_range })
-    }
-}
-
-impl Serialize for PortRange {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-fn parse_workers(text: &str) -> Result<Workers, String> {
-    if text == "auto" {
-        return Ok(Workers::Auto);
-    }
-    let mut cpus = BTreeSet::new();
-    for part in text.split(',') {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let cpu = |t: &str| t.trim().parse::<u16>().ok().filter(|n| *n < 4096);
-        match (cpu(first), cpu(last)) {
-            (Some(first), Some(last)) if first <= last => cpus.extend(first..=last),
-            _ => return Err(format!("has {part:?}, which is no CPU")),
-        }
-    }
-    Ok(Workers::Cpus(cpus))
-}
-
-impl<'de> Deserialize<'de> for Workers {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Words { expected: "auto or CPUs such as 2-5,8", read: parse_workers })
-    }
-}
-
-impl Serialize for Workers {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Workers::Auto => serializer.serialize_str("auto"),
-            Workers::Cpus(cpus) => {
-                let cpus: Vec<String> = cpus.iter().map(u16::to_string).collect();
-                serializer.serialize_str(&cpus.join(","))
-            }
-        }
-    }
-}
-
-fn parse_queues(text: &str) -> Result<Queues, String> {
-    if text == "auto" {
-        return Ok(Queues::Auto);
-    }
-    let count = text.parse::<u16>().ok().filter(|n| (1..=256).contains(n));
-    count.map(Queues::Count).ok_or_else(|| "is no count of queues".to_owned())
-}
-
-impl<'de> Deserialize<'de> for Queues {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Words { expected: "auto or a number from 1 to 256", read: parse_queues })
-    }
-}
-
-impl Serialize for Queues {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Queues::Auto => serializer.serialize_str("auto"),
-            Queues::Count(count) => serializer.serialize_u16(*count),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn parse(text: &str) -> Result<Config, ConfigError> {
         Config::parse(text, Path::new("c.yaml"), "here")

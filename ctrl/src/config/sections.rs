@@ -1,0 +1,265 @@
+//! The sections of the configuration, with their defaults.
+//!
+//! Owner: the control thread. Source: the documented configuration file.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::units::{Queues, Seconds, port_range};
+use crate::model::PortRange;
+
+/// Where cluster state comes from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Source {
+    /// The API server: the in-cluster service account, or a kubeconfig file.
+    #[default]
+    Kubernetes,
+    /// A folder of manifests.
+    Manifests {
+        /// The folder.
+        path: PathBuf,
+    },
+}
+
+/// What drives the uplink.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UplinkDriver {
+    /// AF_XDP sockets on a kernel interface.
+    #[default]
+    AfXdp,
+    /// A DPDK port.
+    Dpdk,
+    /// Capture files.
+    Pcap,
+    /// Memory, for tests.
+    Mem,
+}
+
+/// What drives the ports of pods.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PodDriver {
+    /// The best one this kernel has.
+    #[default]
+    Auto,
+    /// TAP devices.
+    Tap,
+    /// AF_XDP sockets on veth pairs.
+    AfXdp,
+}
+
+/// How an AF_XDP socket is bound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum XdpMode {
+    /// The fastest one the interface offers.
+    #[default]
+    Auto,
+    /// The NIC writes into our frames.
+    ZeroCopy,
+    /// XDP in the NIC's driver, one copy.
+    Copy,
+    /// XDP in the kernel's generic path; works on every interface.
+    Skb,
+}
+
+/// The port towards the network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Uplink {
+    /// What drives it.
+    pub driver: UplinkDriver,
+    /// The kernel's interface, or DPDK's device.
+    pub interface: String,
+    /// How many queues are used.
+    pub queues: Queues,
+    /// How AF_XDP binds.
+    pub mode: XdpMode,
+}
+
+impl Default for Uplink {
+    fn default() -> Self {
+        Uplink { driver: UplinkDriver::AfXdp, interface: "eth0".to_owned(), queues: Queues::Auto, mode: XdpMode::Auto }
+    }
+}
+
+/// The ports of pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PodPorts {
+    /// What drives them.
+    pub driver: PodDriver,
+}
+
+/// The port towards the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HostPort {
+    /// The interface the host sees; it carries the node's overlay address.
+    pub interface: String,
+}
+
+impl Default for HostPort {
+    fn default() -> Self {
+        HostPort { interface: "sluice0".to_owned() }
+    }
+}
+
+/// All ports.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Ports {
+    /// Towards the network.
+    pub uplink: Uplink,
+    /// Towards the pods.
+    pub pods: PodPorts,
+    /// Towards the host.
+    pub host: HostPort,
+}
+
+/// What a worker does when there is nothing to do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Idle {
+    /// Spin.
+    Busy,
+    /// Spin a little, then sleep on the sockets.
+    #[default]
+    Adaptive,
+}
+
+/// The overlay.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Vxlan {
+    /// The network identifier, 24 bits.
+    pub vni: u32,
+    /// The UDP port.
+    pub port: u16,
+}
+
+impl Default for Vxlan {
+    fn default() -> Self {
+        Vxlan { vni: 4096, port: 4789 }
+    }
+}
+
+/// The cluster's networks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cidrs {
+    /// What pods have addresses from, over all nodes.
+    pub pods: Vec<IpNet>,
+    /// What Services have cluster addresses from.
+    pub services: Vec<IpNet>,
+}
+
+impl Default for Cidrs {
+    fn default() -> Self {
+        let net = |a: [u8; 4], len| IpNet::new_assert(IpAddr::from(a), len);
+        let net6 = |a: [u16; 8], len| IpNet::new_assert(IpAddr::from(a), len);
+        Cidrs {
+            pods: vec![net([10, 244, 0, 0], 16), net6([0xfd00, 0x10, 0x244, 0, 0, 0, 0, 0], 56)],
+            services: vec![net([10, 96, 0, 0], 12), net6([0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0], 112)],
+        }
+    }
+}
+
+/// Source translation of what leaves the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Masquerade {
+    /// Whether pods leave with their node's address.
+    pub enabled: bool,
+    /// Destinations that see the pod's own address.
+    pub exclude: Vec<IpNet>,
+    /// The ports translated flows leave from.
+    pub ports: PortRange,
+}
+
+impl Default for Masquerade {
+    fn default() -> Self {
+        Masquerade {
+            enabled: true,
+            exclude: vec![IpNet::new_assert(IpAddr::from([10, 0, 0, 0]), 8)],
+            ports: port_range(40_000, 57_343),
+        }
+    }
+}
+
+/// How long a flow without packets is remembered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// TCP after the handshake.
+    pub tcp_established: Seconds,
+    /// TCP during the handshake.
+    pub tcp_handshake: Seconds,
+    /// TCP after a FIN or RST.
+    pub tcp_closing: Seconds,
+    /// UDP that saw one packet, or packets of one side.
+    pub udp: Seconds,
+    /// UDP that goes back and forth.
+    pub udp_stream: Seconds,
+    /// ICMP echo.
+    pub icmp: Seconds,
+    /// SCTP after the handshake.
+    pub sctp_established: Seconds,
+    /// All else.
+    pub other: Seconds,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Timeouts {
+            tcp_established: Seconds(86_400),
+            tcp_handshake: Seconds(60),
+            tcp_closing: Seconds(120),
+            udp: Seconds(30),
+            udp_stream: Seconds(180),
+            icmp: Seconds(30),
+            sctp_established: Seconds(86_400),
+            other: Seconds(60),
+        }
+    }
+}
+
+/// The flow table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Flows {
+    /// How many flows a node remembers; both directions of a connection are one.
+    pub max: u32,
+    /// How long each is remembered.
+    pub timeouts: Timeouts,
+}
+
+impl Default for Flows {
+    fn default() -> Self {
+        Flows { max: 1_048_576, timeouts: Timeouts::default() }
+    }
+}
+
+/// What a denied packet meets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DenyAction {
+    /// Silence.
+    #[default]
+    Drop,
+    /// A TCP reset or an ICMP error.
+    Reject,
+}
+
+/// Policy settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PolicySettings {
+    /// What a denied packet meets.
+    pub default_action: DenyAction,
+}
