@@ -21,7 +21,7 @@ pub struct Input {
 /// Reads every `PORT=FILE`; the captures written have nanoseconds if one read had. Packets are merged by time, ties in order of the arguments, then of the file.
 pub fn read(inputs: &[(String, PathBuf)], names: &Names) -> Result<(Vec<Input>, Resolution)> {
     let mut all = Vec::new();
-    let mut resolution = Resolution::Micro;
+    let mut resolution = Resolution::Microseconds;
     let mut seen = Vec::new();
     for (name, path) in inputs {
         let Some(port) = names.number(name) else {
@@ -32,8 +32,8 @@ pub fn read(inputs: &[(String, PathBuf)], names: &Names) -> Result<(Vec<Input>, 
         }
         seen.push(port);
         let capture = Capture::read(path)?;
-        if capture.resolution == Resolution::Nano {
-            resolution = Resolution::Nano;
+        if capture.resolution == Resolution::Nanoseconds {
+            resolution = Resolution::Nanoseconds;
         }
         for (time, bytes) in capture.packets {
             all.push(Input { time, port, bytes });

@@ -18,7 +18,7 @@ use sluice_ctrl::source::manifests::ManifestSource;
 use sluice_engine::handoff::Handoff;
 use sluice_engine::item::Item;
 use sluice_engine::{Pipeline, Shared, WorkerOptions};
-use sluice_port::capture::{Resolution, Writer};
+use sluice_port::capture::{PcapWriter, Resolution};
 use sluice_port::{Capabilities, FramePool, PoolOptions};
 use sluice_tables::Tables;
 use std::collections::BTreeMap;
@@ -196,7 +196,7 @@ impl Node {
 struct Outputs {
     folder: PathBuf,
     resolution: Resolution,
-    writers: BTreeMap<String, Writer>,
+    writers: BTreeMap<String, PcapWriter>,
 }
 
 impl Outputs {
@@ -207,7 +207,7 @@ impl Outputs {
     fn write(&mut self, port: &str, time: u64, bytes: &[u8]) -> Result<()> {
         if !self.writers.contains_key(port) {
             let path = self.folder.join(format!("{}.pcap", port.replace([':', '/'], "_")));
-            self.writers.insert(port.to_owned(), Writer::create(&path, self.resolution)?);
+            self.writers.insert(port.to_owned(), PcapWriter::create(&path, self.resolution)?);
         }
         if let Some(writer) = self.writers.get_mut(port) {
             writer.write(time, bytes)?;

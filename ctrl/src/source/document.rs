@@ -403,10 +403,10 @@ mod tests {
     }
 
     #[test]
-    fn of_two_objects_with_one_name_the_first_counts() {
+    fn of_two_objects_with_one_name_the_last_counts() {
         let pod = "{apiVersion: v1, kind: Pod, metadata: {name: a}, spec: {nodeName: n";
         let content = yaml(&format!("{pod}1}}}}\n---\n{pod}2}}}}\n"));
-        assert_eq!(content.objects[0].1.value["spec"]["nodeName"], "n1");
+        assert_eq!(content.objects[0].1.value["spec"]["nodeName"], "n2");
         assert_eq!(content.problems[0].line, Some(3));
     }
 
