@@ -10,6 +10,13 @@
 //! a rewrite leaves nothing stale here but ports. Cost: some 20 compares for a packet without options, fragments or
 //! errors; the rest is out of line.
 
+mod inner;
+mod martian;
+mod transport;
+
+pub use inner::Inner;
+pub use transport::Transport;
+
 use crate::checksum::Sum;
 use crate::ethernet::{EtherType, EthernetHeader};
 use crate::header::Header;
@@ -18,10 +25,11 @@ use crate::ipv4::{self, Ipv4Header, Ipv4Option, Ipv4Options, MORE_FRAGMENTS, OFF
 use crate::ipv6::{self, FragmentHeader, Ipv6Header};
 use crate::malformed::Malformed;
 use crate::protocol::Protocol;
-use crate::sctp::{self, ChunkType, SctpHeader};
-use crate::tcp::{TcpFlags, TcpHeader};
+use crate::sctp::{self, SctpHeader};
+use crate::tcp::TcpHeader;
 use crate::udp::UdpHeader;
 use core::net::IpAddr;
+use transport::Found;
 
 /// Offset of what follows the Ethernet header.
 const L3: usize = EthernetHeader::LEN;
@@ -37,68 +45,6 @@ pub enum Network {
     Arp,
     /// Anything else: nothing behind the Ethernet header was looked at.
     Other(EtherType),
-}
-
-/// What the transport header says of the flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Transport {
-    /// TCP; a quoted segment may be too short to tell its flags, which are then empty.
-    Tcp {
-        /// Source port.
-        source: u16,
-        /// Destination port.
-        destination: u16,
-        /// Control bits.
-        flags: TcpFlags,
-    },
-    /// UDP.
-    Udp {
-        /// Source port.
-        source: u16,
-        /// Destination port.
-        destination: u16,
-    },
-    /// SCTP.
-    Sctp {
-        /// Source port.
-        source: u16,
-        /// Destination port.
-        destination: u16,
-        /// Type of the first chunk, if there is one.
-        chunk: Option<ChunkType>,
-    },
-    /// ICMP of the packet's own family.
-    Icmp {
-        /// Type.
-        kind: u8,
-        /// Code.
-        code: u8,
-        /// The identifier, which means something in an echo only.
-        id: u16,
-    },
-    /// A fragment other than the first: it has no transport header.
-    Fragment,
-    /// Not IP, or a protocol we do not look into.
-    Opaque,
-}
-
-impl Transport {
-    /// Source and destination port, where there are ports.
-    #[inline]
-    pub const fn ports(&self) -> Option<(u16, u16)> {
-        match *self {
-            Self::Tcp { source, destination, .. }
-            | Self::Udp { source, destination }
-            | Self::Sctp { source, destination, .. } => Some((source, destination)),
-            _ => None,
-        }
-    }
-
-    /// Control bits; empty where there is no TCP.
-    #[inline]
-    pub const fn tcp_flags(&self) -> TcpFlags {
-        if let Self::Tcp { flags, .. } = *self { flags } else { TcpFlags::EMPTY }
-    }
 }
 
 /// What a packet's fragment fields say. An IPv6 packet may carry a fragment header and be whole (RFC 6946).
@@ -122,19 +68,6 @@ impl Fragment {
     pub const fn is_piece(&self) -> bool {
         self.more || self.offset != 0
     }
-}
-
-/// The packet that an ICMP error is about, as far as the error quotes it. It is cut off: only its first bytes are here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Inner {
-    /// Offset in the frame of its IP header.
-    pub l3: u16,
-    /// Offset in the frame of its transport header.
-    pub l4: u16,
-    /// Its protocol.
-    pub protocol: Protocol,
-    /// Its transport header; of TCP, UDP, SCTP and ICMP errors and echoes at least 8 bytes are there.
-    pub transport: Transport,
 }
 
 /// The parsed frame.
@@ -211,7 +144,7 @@ impl Layers {
         if length < header_len || end > total_len {
             return Err(Malformed::TotalLength);
         }
-        check_ipv4_addresses(ip)?;
+        martian::check_ipv4(ip)?;
         let headers = frame.get(..end).unwrap_or(frame);
         if header_len != Ipv4Header::LEN {
             check_ipv4_options(headers.get(L3 + Ipv4Header::LEN..l4).ok_or(Malformed::NetworkTruncated)?)?;
@@ -260,7 +193,7 @@ impl Layers {
         }
         let headers = frame.get(..end).unwrap_or(frame);
         let extensions = ipv6::walk_extensions(headers, ip.next_header, L3 + Ipv6Header::LEN)?;
-        check_ipv6_addresses(ip, extensions.protocol)?;
+        martian::check_ipv6(ip, extensions.protocol)?;
         let fragment = match extensions.fragment {
             None => None,
             Some(at) => {
@@ -429,199 +362,6 @@ impl Layers {
             Transport::Tcp { .. } | Transport::Icmp { .. } => {}
         }
         Some(self.pseudo_header(frame)?.combine(Sum::bytes(segment)).verifies())
-    }
-}
-
-/// What was found behind the network headers.
-struct Found {
-    header: u16,
-    transport: Transport,
-    inner: Option<Inner>,
-}
-
-impl Found {
-    /// Reads the transport header at `l4` of `headers`, which is cut at the packet's end at the latest; the packet itself
-    /// goes to `end`. `icmp` is the ICMP of the packet's family.
-    #[inline]
-    fn transport(
-        headers: &[u8],
-        l4: usize,
-        end: usize,
-        protocol: Protocol,
-        icmp: Protocol,
-        fragment: Option<Fragment>,
-    ) -> Result<Self, Malformed> {
-        const SHORT: Malformed = Malformed::TransportTruncated;
-        let without_inner = |transport, header: usize| Ok(Self { header: header as u16, transport, inner: None });
-        if fragment.is_some_and(|fragment| fragment.offset != 0) {
-            return without_inner(Transport::Fragment, 0);
-        }
-        match protocol {
-            Protocol::TCP => {
-                let tcp = TcpHeader::at(headers, l4).ok_or(SHORT)?;
-                let header = tcp.header_len();
-                if header < TcpHeader::LEN || l4 + header > headers.len() {
-                    return Err(Malformed::TcpDataOffset);
-                }
-                let (source, destination) = (tcp.source.get(), tcp.destination.get());
-                without_inner(Transport::Tcp { source, destination, flags: tcp.flags }, header)
-            }
-            Protocol::UDP => {
-                let udp = UdpHeader::at(headers, l4).ok_or(SHORT)?;
-                let length = usize::from(udp.length.get());
-                // The length is the whole datagram's, of which a first fragment holds a part.
-                let whole = !fragment.is_some_and(|fragment| fragment.more);
-                if length < UdpHeader::LEN || whole && l4 + length > end {
-                    return Err(Malformed::UdpLength);
-                }
-                let (source, destination) = (udp.source.get(), udp.destination.get());
-                without_inner(Transport::Udp { source, destination }, UdpHeader::LEN)
-            }
-            Protocol::SCTP => {
-                let sctp = SctpHeader::at(headers, l4).ok_or(SHORT)?;
-                let (source, destination) = (sctp.source.get(), sctp.destination.get());
-                let chunk = headers.get(l4 + SctpHeader::LEN).copied().map(ChunkType);
-                without_inner(Transport::Sctp { source, destination, chunk }, SctpHeader::LEN)
-            }
-            _ if protocol == icmp => Self::icmp(headers, l4, protocol),
-            _ => without_inner(Transport::Opaque, 0),
-        }
-    }
-
-    fn icmp(headers: &[u8], l4: usize, protocol: Protocol) -> Result<Self, Malformed> {
-        let (message, header) = icmp_message(headers, l4, protocol).ok_or(Malformed::TransportTruncated)?;
-        let inner = if icmp::is_error(protocol, message.kind) {
-            let at = l4 + IcmpHeader::LEN;
-            Some(if protocol == Protocol::ICMP { Inner::ipv4(headers, at)? } else { Inner::ipv6(headers, at)? })
-        } else {
-            None
-        };
-        let transport = Transport::Icmp { kind: message.kind, code: message.code, id: message.identifier.get() };
-        Ok(Self { header, transport, inner })
-    }
-}
-
-/// The ICMP header at `l4` and its length. ICMPv6 guarantees four bytes only (RFC 4443 §2.1); of a message that is neither error nor
-/// echo that is enough, and the rest reads as zero.
-fn icmp_message(headers: &[u8], l4: usize, protocol: Protocol) -> Option<(IcmpHeader, u16)> {
-    if let Some(message) = IcmpHeader::at(headers, l4) {
-        return Some((*message, IcmpHeader::LEN as u16));
-    }
-    let [kind, code, _, _] = *headers.get(l4..)?.first_chunk::<4>()?;
-    let needs_all = protocol == Protocol::ICMP || icmp::is_error(protocol, kind) || icmp::is_echo(protocol, kind);
-    (!needs_all).then(|| (IcmpHeader::new(kind, code, 0), 4))
-}
-
-impl Inner {
-    fn ipv4(headers: &[u8], l3: usize) -> Result<Self, Malformed> {
-        let ip = Ipv4Header::at(headers, l3).ok_or(Malformed::InnerTruncated)?;
-        if ip.version() != 4 || ip.header_len() < Ipv4Header::LEN {
-            return Err(Malformed::InnerHeader);
-        }
-        let (l4, later) = (l3 + ip.header_len(), ip.fragment_offset() != 0);
-        Self::transport(headers, l3, l4, ip.protocol, Protocol::ICMP, later)
-    }
-
-    fn ipv6(headers: &[u8], l3: usize) -> Result<Self, Malformed> {
-        let ip = Ipv6Header::at(headers, l3).ok_or(Malformed::InnerTruncated)?;
-        if ip.version() != 6 {
-            return Err(Malformed::InnerHeader);
-        }
-        let extensions = ipv6::walk_extensions(headers, ip.next_header, l3 + Ipv6Header::LEN)
-            .map_err(|cause| if cause == Malformed::ExtensionTruncated { Malformed::InnerTruncated } else { cause })?;
-        let later = extensions
-            .fragment
-            .and_then(|at| FragmentHeader::at(headers, at))
-            .is_some_and(|fragment| fragment.offset() != 0);
-        Self::transport(headers, l3, extensions.end, extensions.protocol, Protocol::ICMPV6, later)
-    }
-
-    fn transport(
-        headers: &[u8],
-        l3: usize,
-        l4: usize,
-        protocol: Protocol,
-        icmp: Protocol,
-        later: bool,
-    ) -> Result<Self, Malformed> {
-        let transport = if later {
-            Transport::Fragment
-        } else if protocol.has_ports() {
-            // All of them start with the two ports.
-            let head = UdpHeader::at(headers, l4).ok_or(Malformed::InnerTruncated)?;
-            let (source, destination) = (head.source.get(), head.destination.get());
-            match protocol {
-                Protocol::TCP => {
-                    let flags = TcpHeader::at(headers, l4).map_or(TcpFlags::EMPTY, |tcp| tcp.flags);
-                    Transport::Tcp { source, destination, flags }
-                }
-                Protocol::UDP => Transport::Udp { source, destination },
-                _ => {
-                    let chunk = headers.get(l4 + SctpHeader::LEN).copied().map(ChunkType);
-                    Transport::Sctp { source, destination, chunk }
-                }
-            }
-        } else if protocol == icmp {
-            let (message, _) = icmp_message(headers, l4, protocol).ok_or(Malformed::InnerTruncated)?;
-            Transport::Icmp { kind: message.kind, code: message.code, id: message.identifier.get() }
-        } else if l4 > headers.len() {
-            return Err(Malformed::InnerTruncated);
-        } else {
-            Transport::Opaque
-        };
-        Ok(Self { l3: l3 as u16, l4: l4 as u16, protocol, transport })
-    }
-}
-
-#[inline]
-fn check_ipv4_addresses(ip: &Ipv4Header) -> Result<(), Malformed> {
-    let (source, destination) = (ip.source[0], ip.destination[0]);
-    if matches!(source, 0 | 127 | 224..) || matches!(destination, 0 | 127) {
-        return martian_ipv4(ip);
-    }
-    Ok(())
-}
-
-#[cold]
-fn martian_ipv4(ip: &Ipv4Header) -> Result<(), Malformed> {
-    match (ip.source, ip.destination) {
-        ([0, ..], _) => Err(Malformed::SourceUnspecified),
-        ([127, ..], _) => Err(Malformed::SourceLoopback),
-        ([224..240, ..], _) => Err(Malformed::SourceMulticast),
-        ([255, 255, 255, 255], _) => Err(Malformed::SourceBroadcast),
-        (_, [0, ..]) => Err(Malformed::DestinationUnspecified),
-        (_, [127, ..]) => Err(Malformed::DestinationLoopback),
-        _ => Ok(()),
-    }
-}
-
-#[inline]
-fn check_ipv6_addresses(ip: &Ipv6Header, protocol: Protocol) -> Result<(), Malformed> {
-    let upper = |address: &[u8; 16]| (u128::from_be_bytes(*address) >> 64) as u64;
-    if ip.source[0] == 0xff || upper(&ip.source) == 0 || upper(&ip.destination) == 0 {
-        return martian_ipv6(ip, protocol);
-    }
-    Ok(())
-}
-
-#[cold]
-fn martian_ipv6(ip: &Ipv6Header, protocol: Protocol) -> Result<(), Malformed> {
-    let (source, destination) = (ip.source_addr(), ip.destination_addr());
-    if source.is_multicast() {
-        Err(Malformed::SourceMulticast)
-    } else if source.is_loopback() {
-        Err(Malformed::SourceLoopback)
-    } else if source.to_ipv4_mapped().is_some() {
-        Err(Malformed::SourceMapped)
-    } else if source.is_unspecified() && !(protocol == Protocol::ICMPV6 && destination.is_multicast()) {
-        // A host without an address yet probes, solicits and reports to groups (RFC 4861 §4, RFC 3590).
-        Err(Malformed::SourceUnspecified)
-    } else if destination.is_unspecified() {
-        Err(Malformed::DestinationUnspecified)
-    } else if destination.is_loopback() {
-        Err(Malformed::DestinationLoopback)
-    } else {
-        Ok(())
     }
 }
 

@@ -1,6 +1,8 @@
 //! Literal packets, one rule each, and the promise about any bytes at all.
 
 use super::*;
+use crate::sctp::ChunkType;
+use crate::tcp::TcpFlags;
 use proptest::prelude::*;
 
 /// 10.0.0.1:40000 → 10.0.0.2:80, SYN, no payload.
