@@ -1,0 +1,188 @@
+//! What CNI has attached on this node, on disk: enough to take every pod's port up again after a restart.
+//!
+//! Written whole to a temporary file, synced and renamed, before the answer goes out; so a crash at any time leaves either the
+//! old list or the new one.
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+/// One pod's port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Namespace of the pod.
+    pub namespace: String,
+    /// Name of the pod.
+    pub name: String,
+    /// Sandbox, unique on the node for all time.
+    pub container: String,
+    /// Interface inside the pod.
+    pub ifname: String,
+    /// Path of the pod's network namespace.
+    pub netns: PathBuf,
+    /// Inode of that namespace: a path may come to name another one.
+    pub netns_inode: u64,
+    /// Port number.
+    pub port: u16,
+    /// Addresses.
+    pub addresses: Vec<IpAddr>,
+    /// MAC of the interface.
+    pub mac: [u8; 6],
+}
+
+#[derive(Serialize, Deserialize)]
+struct Document {
+    version: u32,
+    next_port: u16,
+    attachments: Vec<Attachment>,
+}
+
+const VERSION: u32 = 1;
+const FILE: &str = "attachments.json";
+
+/// The list and its file. Keyed by container: one interface for each.
+#[derive(Debug)]
+pub struct Attachments {
+    path: PathBuf,
+    list: BTreeMap<String, Attachment>,
+    next_port: u16,
+}
+
+impl Attachments {
+    /// Reads the list of a state folder; empty if there is none. `first` is the lowest port number of a pod.
+    pub fn open(state_dir: &Path, first: u16) -> Result<Self> {
+        let path = state_dir.join(FILE);
+        let (list, next_port) = match std::fs::read(&path) {
+            Ok(bytes) => {
+                let document: Document = serde_json::from_slice(&bytes)
+                    .with_context(|| format!("{} cannot be read; remove it to start without pods", path.display()))?;
+                anyhow::ensure!(
+                    document.version == VERSION,
+                    "{} has version {}, this program knows {VERSION}; run the version that wrote it, or remove the file to \
+                     start without pods",
+                    path.display(),
+                    document.version
+                );
+                let list = document.attachments.into_iter().map(|a| (a.container.clone(), a)).collect();
+                (list, document.next_port.max(first))
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => (BTreeMap::new(), first),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        };
+        Ok(Attachments { path, list, next_port })
+    }
+
+    /// All of them, by container.
+    pub fn iter(&self) -> impl Iterator<Item = &Attachment> {
+        self.list.values()
+    }
+
+    /// One by its container.
+    pub fn get(&self, container: &str) -> Option<&Attachment> {
+        self.list.get(container)
+    }
+
+    /// The newest one of a pod.
+    pub fn of_pod(&self, namespace: &str, name: &str) -> Option<&Attachment> {
+        self.list.values().find(|a| a.namespace == namespace && a.name == name)
+    }
+
+    /// A port number that has been free the longest: flows of its last owner are long gone.
+    pub fn free_port(&mut self, first: u16) -> Option<u16> {
+        for _ in first..u16::MAX {
+            let port = self.next_port.max(first);
+            self.next_port = if port >= 65_000 { first } else { port + 1 };
+            if !self.list.values().any(|a| a.port == port) {
+                return Some(port);
+            }
+        }
+        None
+    }
+
+    /// Adds or replaces one and writes the file.
+    pub fn insert(&mut self, attachment: Attachment) -> Result<()> {
+        self.list.insert(attachment.container.clone(), attachment);
+        self.save()
+    }
+
+    /// Removes one and writes the file.
+    pub fn remove(&mut self, container: &str) -> Result<Option<Attachment>> {
+        let gone = self.list.remove(container);
+        if gone.is_some() {
+            self.save()?;
+        }
+        Ok(gone)
+    }
+
+    fn save(&self) -> Result<()> {
+        let document = Document {
+            version: VERSION,
+            next_port: self.next_port,
+            attachments: self.list.values().cloned().collect(),
+        };
+        write_atomically(&self.path, &serde_json::to_vec_pretty(&document)?)
+    }
+}
+
+/// Replaces a file so that a reader, or a crash, sees the old content or the new one.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_extension("new");
+    let write = || -> std::io::Result<()> {
+        let mut file = std::fs::File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)?;
+        std::fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attachment(container: &str, port: u16) -> Attachment {
+        Attachment {
+            namespace: "shop".into(),
+            name: "web-0".into(),
+            container: container.into(),
+            ifname: "eth0".into(),
+            netns: "/run/netns/x".into(),
+            netns_inode: 7,
+            port,
+            addresses: vec!["10.244.1.5".parse().unwrap()],
+            mac: [2, 0, 10, 244, 1, 5],
+        }
+    }
+
+    #[test]
+    fn what_was_attached_is_found_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut list = Attachments::open(dir.path(), 2).unwrap();
+        let port = list.free_port(2).unwrap();
+        list.insert(attachment("c1", port)).unwrap();
+        let again = Attachments::open(dir.path(), 2).unwrap();
+        assert_eq!(again.get("c1"), list.get("c1"));
+        assert_eq!(again.of_pod("shop", "web-0").map(|a| a.port), Some(2));
+    }
+
+    #[test]
+    fn a_port_number_is_not_reused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut list = Attachments::open(dir.path(), 2).unwrap();
+        assert_eq!((list.free_port(2), list.free_port(2)), (Some(2), Some(3)));
+        list.insert(attachment("c1", 4)).unwrap();
+        assert_eq!(list.free_port(2), Some(5));
+    }
+
+    #[test]
+    fn a_file_of_another_version_is_refused_with_the_way_out() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(FILE), r#"{"version":9,"next_port":2,"attachments":[]}"#).unwrap();
+        let error = Attachments::open(dir.path(), 2).unwrap_err().to_string();
+        assert!(error.contains("version 9") && error.contains("remove the file"), "{error}");
+    }
+}

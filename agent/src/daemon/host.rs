@@ -1,0 +1,117 @@
+//! The machine around the workers: uplink, host port, neighbours, reserved ports. What is changed on a host is noted in the
+//! state folder before it is changed, so that `sluiced cleanup` can put it back.
+
+use super::attachments::write_atomically;
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use sluice_ctrl::compile::derived_mac;
+use sluice_hostnet::{HostInterface, Interface, Netns};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+const FILE: &str = "host.json";
+
+/// Something this machine lacks; ends the program with exit code 4.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}\n  {mend}")]
+pub struct Lacking {
+    /// What is missing.
+    pub what: String,
+    /// What provides it.
+    pub mend: String,
+}
+
+/// What was found on the host before it was changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    /// `net.ipv4.ip_local_reserved_ports`.
+    pub reserved_ports: Option<String>,
+    /// The host port's interface, ours to remove.
+    pub host_interface: Option<String>,
+}
+
+/// The note of what to put back.
+#[derive(Debug)]
+pub struct Notes {
+    path: PathBuf,
+    /// What was found.
+    pub found: Found,
+}
+
+impl Notes {
+    /// Reads the note of a state folder; empty if there is none.
+    pub fn open(state_dir: &Path) -> Result<Self> {
+        let path = state_dir.join(FILE);
+        let found = match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .with_context(|| format!("{} cannot be read; remove it if this host was cleaned by hand", path.display()))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Found::default(),
+            Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+        };
+        Ok(Notes { path, found })
+    }
+
+    /// Writes the note.
+    pub fn save(&self) -> Result<()> {
+        write_atomically(&self.path, &serde_json::to_vec_pretty(&self.found)?)
+    }
+}
+
+/// Keeps the kernel from giving SNAT ports to its own sockets.
+pub fn fence_ports(ns: &Netns, notes: &mut Notes, ports: (u16, u16)) -> Result<()> {
+    let current = sluice_hostnet::reserved_ports(ns)?;
+    if notes.found.reserved_ports.is_none() {
+        notes.found.reserved_ports = Some(current.clone());
+        notes.save()?;
+    }
+    let wanted = sluice_hostnet::with_reserved(&current, ports.0, ports.1);
+    if wanted != current {
+        sluice_hostnet::set_reserved_ports(ns, &wanted)?;
+    }
+    Ok(())
+}
+
+/// The uplink's interface, or what is missing.
+pub fn uplink(ns: &Netns, name: &str) -> Result<Interface> {
+    match sluice_hostnet::interface(ns, name)? {
+        Some(interface) if interface.up => Ok(interface),
+        Some(_) => Err(Lacking {
+            what: format!("the uplink {name} is down"),
+            mend: format!("ip link set {name} up"),
+        }
+        .into()),
+        None => Err(Lacking {
+            what: format!("there is no interface {name} in this network namespace"),
+            mend: "name the node's network interface in `ports.uplink.interface`; `ip -brief link` lists them".to_owned(),
+        }
+        .into()),
+    }
+}
+
+/// Sets the host port up for these overlay addresses and cluster ranges.
+pub fn configure_host_port(
+    ns: &Netns,
+    name: &str,
+    overlay: &[IpAddr],
+    ranges: &[IpNet],
+    mtu: u16,
+) -> Result<[u8; 6]> {
+    let mac = derived_mac(overlay).unwrap_or([2, 0, 0, 0, 0, 1]);
+    let wanted =
+        HostInterface { name, mac, mtu: u32::from(mtu), addresses: overlay, routes: ranges, exclude: &[] };
+    sluice_hostnet::configure_host(ns, &wanted)?;
+    Ok(mac)
+}
+
+/// The kernel's usable neighbours on the uplink.
+pub fn neighbours(ns: &Netns, uplink: &str) -> BTreeMap<IpAddr, [u8; 6]> {
+    match sluice_hostnet::neighbours(ns, uplink) {
+        Ok(list) => list.into_iter().map(|n| (n.address, n.mac)).collect(),
+        Err(error) => {
+            tracing::warn!(%error, "cannot read the neighbours of {uplink}");
+            BTreeMap::new()
+        }
+    }
+}

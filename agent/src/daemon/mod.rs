@@ -1,0 +1,16 @@
+//! `sluiced run`: ports, workers and control of one node in one process.
+//!
+//! ```text
+//! manifests ─▶ ┐                        ┌─▶ worker 0 (uplink queue, host port, pods)
+//! kernel's   ─▶├─ control thread ─tables┤
+//! neighbours   │   (owns everything     └─▶ worker 1 (pods)
+//! CNI, CLI   ─▶┘    that is not a packet)
+//! ```
+
+pub mod attachments;
+pub mod control;
+pub mod host;
+pub mod pods;
+pub mod reports;
+pub mod start;
+pub mod workers;
