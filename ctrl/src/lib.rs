@@ -8,4 +8,5 @@ pub mod config;
 pub mod import;
 pub mod model;
 mod nearest;
+pub mod publish;
 pub mod source;
