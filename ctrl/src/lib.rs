@@ -9,4 +9,5 @@ pub mod import;
 pub mod ipam;
 pub mod model;
 mod nearest;
+pub mod publish;
 pub mod source;

@@ -3,7 +3,9 @@
 //! Owner: the control thread. Source: contract §4.
 
 use ipnet::IpNet;
-use sluice_tables::{Lpm, Settings};
+use sluice_tables::{Lpm, Settings, Timeouts};
+
+use crate::config::{Config, DenyAction};
 
 /// Knobs of the packet path and the ranges that make the cluster's inside.
 #[derive(Clone, Debug)]
@@ -16,23 +18,45 @@ pub struct Knobs {
     pub service_ranges: Vec<IpNet>,
 }
 
-impl Default for Knobs {
-    /// The contract's defaults.
-    fn default() -> Self {
-        let nets = |list: &[&str]| list.iter().filter_map(|net| net.parse().ok()).collect::<Vec<IpNet>>();
+impl From<&Config> for Knobs {
+    fn from(config: &Config) -> Knobs {
+        let times = &config.flows.timeouts;
+        let exclude = config.masquerade.exclude.iter().map(|net| ((*net).into(), ()));
         Knobs {
             settings: Settings {
-                vni: 4096,
-                vxlan_port: 4789,
-                reject: false,
-                masquerade: true,
-                masquerade_exclude: Lpm::from_entries(nets(&["10.0.0.0/8"]).into_iter().map(|net| (net.into(), ()))),
-                snat_ports: (40_000, 57_343),
-                node_ports: (30_000, 32_767),
-                timeouts: Default::default(),
+                vni: config.vxlan.vni,
+                vxlan_port: config.vxlan.port,
+                reject: config.policy.default_action == DenyAction::Reject,
+                masquerade: config.masquerade.enabled,
+                masquerade_exclude: Lpm::from_entries(exclude),
+                snat_ports: (config.masquerade.ports.first(), config.masquerade.ports.last()),
+                node_ports: (config.node_ports.first(), config.node_ports.last()),
+                timeouts: Timeouts {
+                    tcp_established: times.tcp_established.0,
+                    tcp_handshake: times.tcp_handshake.0,
+                    tcp_closing: times.tcp_closing.0,
+                    udp: times.udp.0,
+                    udp_stream: times.udp_stream.0,
+                    icmp: times.icmp.0,
+                    sctp_established: times.sctp_established.0,
+                    other: times.other.0,
+                },
             },
-            pod_ranges: nets(&["10.244.0.0/16", "fd00:10:244::/56"]),
-            service_ranges: nets(&["10.96.0.0/12", "fd00:10:96::/112"]),
+            pod_ranges: config.cidrs.pods.clone(),
+            service_ranges: config.cidrs.services.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tables_defaults_are_the_configurations() {
+        let knobs = Knobs::from(&Config::builtin("node-a"));
+        assert_eq!(knobs.settings.timeouts, Timeouts::default());
+        assert_eq!((knobs.settings.vni, knobs.settings.vxlan_port), (4096, 4789));
+        assert_eq!((knobs.settings.snat_ports, knobs.settings.node_ports), ((40_000, 57_343), (30_000, 32_767)));
     }
 }

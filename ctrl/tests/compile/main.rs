@@ -1,0 +1,9 @@
+//! Stories of objects and what a node makes of them: import, compile, and questions to the tables.
+
+mod egress;
+mod order;
+mod policy;
+mod policy_oracle;
+mod services;
+mod story;
+mod ways;
