@@ -50,7 +50,7 @@ impl fmt::Display for SourceProblem {
 /// What one file holds.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct FileContent {
-    /// The objects of kinds that are read, in file order; of two with one name the first.
+    /// The objects of kinds that are read, in file order; of two with one name the last.
     pub objects: Vec<(ObjectKey, RawObject)>,
     /// How many objects of other kinds there are, by `kind.group`.
     pub ignored: BTreeMap<String, u64>,

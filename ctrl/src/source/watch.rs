@@ -2,7 +2,7 @@
 //!
 //! Owner: one thread of its own, which sleeps in `poll`. Source: inotify(7). A burst of events is let end (50 ms of
 //! quiet, at most 200 ms), then the folder is scanned; a file that is open for writing is left for at most
-//! [`WRITE_HOLD`]. A slow scan in between finds what inotify cannot see (network file systems, mapped writes); it is a
+//! 400 ms after the last write. A slow scan in between finds what inotify cannot see (network file systems, mapped writes); it is a
 //! fast one where the kernel gives no watches.
 
 use std::collections::BTreeMap;
