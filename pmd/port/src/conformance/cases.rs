@@ -6,9 +6,10 @@ use super::run::{Bench, Run, Shape, Stop, Verdict, ensure};
 use super::traffic::{Direction, Identity, Numbers, SHORTEST};
 use crate::faulty::Xorshift;
 use crate::frame::{CHUNK, HEADROOM};
+use crate::offload::{Gso, GsoKind};
 use crate::port::{Burst, PortStats, Queue};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 type Case = fn(&mut Bench<'_>) -> Verdict;
 
@@ -25,6 +26,7 @@ pub(super) const ALL: &[(&str, Case)] = &[
     ("tx: what cannot be sent is freed and counted", tx_unsendable),
     ("tx: a full ring leaves frames in place", tx_full),
     ("tx: partial checksums are completed", tx_partial),
+    ("tx: segmentation requests carry their payload", tx_segmentation),
     ("wait: the descriptor shows that frames wait", wait_shows),
     ("stats: counters equal what the calls returned", stats_grow),
     ("stress: both directions at once, all sizes", stress),
@@ -95,8 +97,8 @@ fn rx_max(bench: &mut Bench<'_>) -> Verdict {
     let Some(own) = run.cache.alloc_copy(b"mine") else { return Err(Stop::Fail("the pool is empty".into())) };
     let mark = own.index();
     let mut burst = vec![own];
-    let deadline = std::time::Instant::now() + bench.laws.patience;
-    while burst.len() < 1 + ids.len() && std::time::Instant::now() < deadline {
+    let deadline = Instant::now() + bench.laws.patience;
+    while burst.len() < 1 + ids.len() && Instant::now() < deadline {
         run.inject();
         run.queue.flush(&mut run.cache);
         let none = run.rx(&mut burst, 0)?;
@@ -230,6 +232,65 @@ fn tx_partial(bench: &mut Bench<'_>) -> Verdict {
     run.send(whole.iter().copied(), Shape { chained: false, partial: true });
     let chained = run.capabilities.chained;
     run.send(pieces.iter().copied(), Shape { chained, partial: true });
+    run.finish()
+}
+
+/// Payload per segment of the segmentation case, in bytes.
+const SEGMENT: usize = 1000;
+
+/// A long TCP packet with a segmentation request arrives whole (a kernel stack, a wire in memory) or as segments of at
+/// most the size asked for; either way its payload is complete and in order.
+fn tx_segmentation(bench: &mut Bench<'_>) -> Verdict {
+    let mut run = bench.open(&[])?;
+    let offered = [(2, GsoKind::Tcp4, run.capabilities.tso4), (3, GsoKind::Tcp6, run.capabilities.tso6)];
+    if !offered.iter().any(|(_, _, can)| *can) {
+        return skip_and_close(run, "the driver takes no segmentation requests");
+    }
+    if !bench.laws.lossless || !bench.laws.intact {
+        return skip_and_close(run, "segments cannot be told from lost or altered ones here");
+    }
+    for (flow, kind, _) in offered.into_iter().filter(|(_, _, can)| *can) {
+        let most = (run.capabilities.max_frame as usize).min(bench.laws.segments.saturating_mul(CHUNK_DATA));
+        let most = if run.capabilities.chained { most } else { most.min(CHUNK_DATA) };
+        let id = Identity { direction: Direction::Tx, flow, number: 1000, len: most.min(20_000) };
+        let mut frame = run.frame(id, Shape { chained: false, partial: true })?;
+        frame.gso = Gso { kind, size: SEGMENT as u16 };
+        run.out.push(frame);
+        let whole = super::traffic::build(id, &bench.laws.addresses);
+        let headers = whole.start + 20;
+        let payload = &whole.bytes[headers..];
+        let (mut arrived, mut frames) = (0, Vec::new());
+        let deadline = Instant::now() + bench.laws.patience;
+        while arrived < payload.len() && Instant::now() < deadline {
+            run.tx()?;
+            run.queue.flush(&mut run.cache);
+            run.peer.collect(&mut run.cache, &mut frames);
+            // Ours begin with the same addresses, and their ports stand where ours do.
+            let ours = |bytes: &Vec<u8>| {
+                bytes.get(..14) == whole.bytes.get(..14)
+                    && bytes.get(whole.start..whole.start + 4) == Some(&whole.bytes[whole.start..whole.start + 4])
+            };
+            for bytes in frames.drain(..).filter(ours) {
+                let Some(part) = bytes.get(headers..).filter(|part| !part.is_empty()) else {
+                    return Err(Stop::Fail(format!("a segment of {} bytes without payload", bytes.len())));
+                };
+                if part.len() == payload.len() {
+                    ensure(bytes == whole.bytes, || format!("{id:?} arrived whole, but altered"))?;
+                } else {
+                    ensure(part.len() <= SEGMENT, || format!("a segment of {} bytes, not {SEGMENT}", part.len()))?;
+                }
+                let number = u32::from_be_bytes([4, 5, 6, 7].map(|i| bytes[whole.start + i]));
+                ensure(number == id.number + arrived as u32, || {
+                    format!("a segment with number {number} came after {arrived} bytes from {}", id.number)
+                })?;
+                ensure(payload.get(arrived..arrived + part.len()) == Some(part), || {
+                    format!("the segment with number {number} has other payload")
+                })?;
+                arrived += part.len();
+            }
+        }
+        ensure(arrived == payload.len(), || format!("{arrived} of {} payload bytes arrived", payload.len()))?;
+    }
     run.finish()
 }
 

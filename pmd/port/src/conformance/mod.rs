@@ -202,6 +202,7 @@ mod tests {
         CountsNothing,
         LeaksOnClose,
         EatsHeadroom,
+        CutsSegments,
     }
 
     struct Broken {
@@ -243,6 +244,9 @@ mod tests {
             match self.fault {
                 Fault::AltersOnSend => frames.iter_mut().for_each(|f| f.head_mut()[50] ^= 1),
                 Fault::ReordersOnSend => frames.reverse(),
+                Fault::CutsSegments => {
+                    frames.iter_mut().filter(|f| f.gso.size > 0).for_each(|f| _ = f.truncate(f.len() - 1));
+                }
                 Fault::ClaimsChecksums => frames.iter_mut().for_each(|f| f.checksum = crate::Checksum::None),
                 Fault::KeepsUnsendable => {
                     let sendable = frames.iter().position(|f| f.len() > 1514).unwrap_or(frames.len());
@@ -326,6 +330,7 @@ mod tests {
             (LosesRefused, "tx: a full ring leaves frames in place"),
             (CountsNothing, "stats: counters equal what the calls returned"),
             (LeaksOnClose, "close: no frame stays behind"),
+            (CutsSegments, "tx: segmentation requests carry their payload"),
             (EatsHeadroom, "rx: room for an overlay's headers in front"),
         ] {
             let report = run(&mut BrokenRig(fault));

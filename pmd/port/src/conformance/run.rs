@@ -151,7 +151,8 @@ impl Run {
         Ok(())
     }
 
-    fn frame(&mut self, id: Identity, shape: Shape) -> Result<Frame, Stop> {
+    /// Builds one frame in this shape.
+    pub(super) fn frame(&mut self, id: Identity, shape: Shape) -> Result<Frame, Stop> {
         let built = build(id, &self.laws.addresses);
         let mut bytes = built.bytes;
         if shape.partial {
