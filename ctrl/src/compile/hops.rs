@@ -60,11 +60,13 @@ pub(crate) fn plan(context: &Context<'_>, invalid: &mut BTreeSet<Finding>) -> Re
     let pod_mtu = uplink.mtu.saturating_sub(if over_v6 || only_v6 { OVERHEAD_V6 } else { OVERHEAD_V4 });
 
     let host = &context.local.host;
+    // A pod may be sent what any way brings; its own MTU, which bounds what it sends, is that of the narrowest way.
+    let delivery = uplink.mtu.saturating_sub(if only_v6 { OVERHEAD_V6 } else { OVERHEAD_V4 });
     add(Hop::ethernet(HopKind::Host, host.port, uplink.mtu, host.mac, GATEWAY_MAC));
 
     let mut pods = BTreeMap::new();
     for (known, pod) in context.directory.local() {
-        pods.insert(known.name.clone(), add(Hop::ethernet(HopKind::Pod, pod.port, pod_mtu, pod.mac, GATEWAY_MAC)));
+        pods.insert(known.name.clone(), add(Hop::ethernet(HopKind::Pod, pod.port, delivery, pod.mac, GATEWAY_MAC)));
     }
 
     // The MAC of the next hop towards an address on the uplink; unknown ones are wanted.

@@ -208,6 +208,10 @@ impl Pipeline {
         if item.meta.own {
             return item.refuse(otherwise);
         }
+        if std::mem::take(&mut item.meta.forwarded) {
+            // An earlier half has lowered it; an error quotes the packet as its sender knows it.
+            raise_ttl(item);
+        }
         let skip = usize::from(item.meta.l3).saturating_sub(ETHERNET);
         let mut out = [0u8; LONGEST];
         let built = item.frame.head().get(skip..).and_then(|frame| {
@@ -276,6 +280,24 @@ impl Pipeline {
             _ => made.refuse(Reason::NoNeighbour),
         }
     }
+}
+
+/// Undoes one hop's count.
+fn raise_ttl(item: &mut Item) {
+    let v4 = item.meta.packet.family == 4;
+    let l3 = item.l3_mut();
+    if !v4 {
+        if let Some(limit) = l3.get_mut(7) {
+            *limit = limit.saturating_add(1);
+        }
+        return;
+    }
+    let Some(head) = l3.first_chunk_mut::<20>() else { return };
+    let old = u16::from_be_bytes([head[8], head[9]]);
+    head[8] = head[8].saturating_add(1);
+    let delta = sluice_wire::checksum::Delta::u16(old, u16::from_be_bytes([head[8], head[9]]));
+    let sum = delta.apply(u16::from_be_bytes([head[10], head[11]]));
+    head[10..12].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// The hop writes the real addresses.

@@ -96,14 +96,20 @@ impl Pipeline {
         head[10..12].copy_from_slice(&sum.to_be_bytes());
     }
 
-    /// Lowers the MSS a SYN announces to what fits the narrower of its way and a pod's port (RFC 879, both directions).
+    /// Lowers the MSS a SYN announces to what fits both the way it came, which is the way data for it goes, and the way it
+    /// leaves (RFC 9293 §3.7.1).
     pub(crate) fn clamp_mss(&self, item: &mut Item, c: &Common) {
         let packet = item.meta.packet;
         if packet.shape != sluice_wire::packet::Shape::Ports || packet.protocol != 6 {
             return;
         }
-        let way = self.tables.hops.get(HopId(c.hop)).map_or(u16::MAX, |h| h.mtu);
-        let mtu = way.min(self.tables.node.pod_mtu);
+        let mtu_of = |hop: HopId| self.tables.hops.get(hop).map_or(u16::MAX, |h| h.mtu);
+        let came = match (item.meta.peer.checked_sub(1), self.tables.pods.by_port(item.meta.port)) {
+            (Some(tunnel), _) => mtu_of(HopId(tunnel)),
+            (None, Some(pod)) => mtu_of(pod.hop),
+            (None, None) => u16::MAX,
+        };
+        let mtu = mtu_of(HopId(c.hop)).min(came);
         let mss = mtu.saturating_sub(if packet.family == 4 { 40 } else { 60 });
         let partial = matches!(item.frame.checksum, Checksum::Partial { .. });
         let Some(l4) = item.l3_mut().get_mut(usize::from(packet.l4)..) else { return };
