@@ -10,6 +10,7 @@
 pub mod attachments;
 pub mod control;
 pub mod host;
+pub mod observe;
 pub mod pods;
 pub mod reports;
 pub mod start;

@@ -3,10 +3,12 @@
 //! Control speaks to a worker through a channel and an eventfd; the worker looks at the channel between turns. An idle worker
 //! (adaptive mode) spins for a while, then sleeps in `poll` until a socket, another worker or control wakes it.
 
+use crate::api::report::FlowReport;
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use sluice_ctrl::config::Idle;
 use sluice_engine::flow::{Entry, State};
+use sluice_engine::trace::Trace;
 use sluice_engine::{Counters, Worker};
 use sluice_port::{PortMode, PortStats, Queue};
 use std::os::fd::{AsFd, OwnedFd};
@@ -42,8 +44,27 @@ pub enum Command {
     Ports(Sender<Vec<PortReport>>),
     /// Describe flows, at most so many.
     Flows(usize, Sender<Vec<FlowReport>>),
+    /// Tell this listener what becomes of packets, or nobody.
+    Trace(Option<Box<dyn Trace>>),
+    /// The ways to wake every worker, by number.
+    Peers(Vec<Waker>),
     /// Close everything and end.
     Stop,
+}
+
+/// Wakes a worker that sleeps; costs one load while it does not.
+#[derive(Clone)]
+pub struct Waker {
+    fd: Arc<OwnedFd>,
+    asleep: Arc<AtomicBool>,
+}
+
+impl Waker {
+    fn wake(&self) {
+        if self.asleep.load(Ordering::SeqCst) {
+            let _ = rustix::io::write(&*self.fd, &1u64.to_ne_bytes());
+        }
+    }
 }
 
 /// A port as a worker sees it.
@@ -57,33 +78,11 @@ pub struct PortReport {
     pub mode: PortMode,
 }
 
-/// A flow as a worker sees it.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct FlowReport {
-    /// IP protocol number.
-    pub protocol: u8,
-    /// Source of the first packet, as it came.
-    pub source: String,
-    /// Destination of the first packet, as it came.
-    pub destination: String,
-    /// Source as it left.
-    pub translated_source: String,
-    /// Destination as it left.
-    pub translated_destination: String,
-    /// Connection state.
-    pub state: &'static str,
-    /// Seconds since the last packet of either direction.
-    pub idle_seconds: u64,
-    /// Zone: the pod's port number, 0 for the node.
-    pub zone: u16,
-    /// Worker that owns it.
-    pub worker: u16,
-}
-
 /// A running worker, as control sees it.
 pub struct Handle {
     commands: Sender<Command>,
     wake: Arc<OwnedFd>,
+    asleep: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     /// What it counts.
     pub counters: Arc<Counters>,
@@ -98,7 +97,18 @@ impl Handle {
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let (alive, beat) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
         let counters = worker.counters();
-        let thread = Thread { id, worker, inbox, wake: wake.clone(), idle, start, beat: beat.clone() };
+        let asleep = Arc::new(AtomicBool::new(false));
+        let thread = Thread {
+            id,
+            worker,
+            inbox,
+            wake: wake.clone(),
+            asleep: asleep.clone(),
+            peers: Vec::new(),
+            idle,
+            start,
+            beat: beat.clone(),
+        };
         let living = Alive(alive.clone());
         let thread = std::thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
             let _living = living;
@@ -109,7 +119,7 @@ impl Handle {
             }
             thread.run();
         })?;
-        Ok(Handle { commands, wake, thread: Some(thread), counters, alive, beat })
+        Ok(Handle { commands, wake, asleep, thread: Some(thread), counters, alive, beat })
     }
 
     /// Whether its thread runs.
@@ -125,6 +135,17 @@ impl Handle {
     /// Wakes it if it sleeps.
     pub fn wake(&self) {
         let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// A way for other workers to wake it.
+    pub fn waker(&self) -> Waker {
+        Waker { fd: Arc::clone(&self.wake), asleep: Arc::clone(&self.asleep) }
+    }
+
+    /// Tells it how to wake the others.
+    pub fn introduce(&self, peers: Vec<Waker>) {
+        let _ = self.commands.send(Command::Peers(peers));
+        self.wake();
     }
 
     /// Gives it a queue to poll and waits until it does.
@@ -145,6 +166,12 @@ impl Handle {
     /// At most `limit` of its flows.
     pub fn flows(&self, limit: usize) -> Vec<FlowReport> {
         self.ask(|reply| Command::Flows(limit, reply)).unwrap_or_default()
+    }
+
+    /// Sets or removes the listener.
+    pub fn trace(&self, trace: Option<Box<dyn Trace>>) {
+        let _ = self.commands.send(Command::Trace(trace));
+        self.wake();
     }
 
     fn ask<T>(&self, command: impl FnOnce(Sender<T>) -> Command) -> Option<T> {
@@ -180,6 +207,8 @@ struct Thread {
     worker: Worker,
     inbox: Receiver<Command>,
     wake: Arc<OwnedFd>,
+    asleep: Arc<AtomicBool>,
+    peers: Vec<Waker>,
     idle: Idle,
     start: Instant,
     beat: Arc<AtomicU64>,
@@ -197,6 +226,11 @@ impl Thread {
             }
             let handled = self.worker.turn(self.start.elapsed().as_nanos() as u64);
             turns += 1;
+            let touched = self.worker.take_touched();
+            if touched != 0 {
+                let given = self.peers.iter().enumerate().filter(|(at, _)| touched >> (at & 63) & 1 != 0);
+                given.for_each(|(_, peer)| peer.wake());
+            }
             if turns.is_multiple_of(1024) || idle_turns > SPIN_TURNS {
                 self.beat.store(turns, Ordering::Relaxed);
             }
@@ -211,6 +245,12 @@ impl Thread {
     /// Sleeps until a socket is readable, somebody wakes us, or upkeep is due.
     fn sleep(&mut self) {
         self.worker.before_sleep();
+        // Said before the last look: whoever gives us something after that look sees it and wakes us.
+        self.asleep.store(true, Ordering::SeqCst);
+        if self.worker.turn(self.start.elapsed().as_nanos() as u64) > 0 || !self.inbox.is_empty() {
+            self.asleep.store(false, Ordering::SeqCst);
+            return;
+        }
         let ready: Vec<usize> = {
             let mut at = Vec::new();
             let mut fds = vec![PollFd::new(&*self.wake, PollFlags::IN)];
@@ -227,6 +267,7 @@ impl Thread {
                 }
             }
         };
+        self.asleep.store(false, Ordering::SeqCst);
         let mut drained = [0u8; 8];
         let _ = rustix::io::read(self.wake.as_fd(), &mut drained);
         for position in ready {
@@ -250,6 +291,8 @@ impl Thread {
             Command::Flows(limit, reply) => {
                 let _ = reply.send(self.flows(limit));
             }
+            Command::Trace(trace) => self.worker.set_trace(trace),
+            Command::Peers(peers) => self.peers = peers,
             Command::Stop => {}
         }
     }
@@ -282,9 +325,10 @@ fn report<E: Entry>(original: &E, reply: &E, tick: u32, worker: u16) -> FlowRepo
         destination: end(from.destination, from.destination_port),
         translated_source: end(to.source, to.source_port),
         translated_destination: end(to.destination, to.destination_port),
-        state: State::from_byte(original.common().state).name(),
+        state: State::from_byte(original.common().state).name().to_owned(),
         idle_seconds: idle / u64::from(sluice_engine::pipeline::TICKS_PER_SECOND),
         zone,
+        pod: None,
         worker,
     }
 }

@@ -9,7 +9,7 @@ mod verdict;
 use crate::settings;
 use anyhow::{Context, Result, bail};
 use inputs::Input;
-use sluice_ctrl::compile::{LocalView, Replay, compile};
+use sluice_ctrl::compile::{Knobs, LocalView, Replay, compile};
 use sluice_ctrl::config::Config;
 use sluice_ctrl::import::Defaults;
 use sluice_ctrl::model::Cluster;
@@ -89,7 +89,7 @@ pub fn run(options: &Options) -> Result<usize> {
     for input in &inputs {
         inputs::for_each_address(&input.bytes, |address| view.learn_derived(address));
     }
-    let compiled = compile(&cluster, &view, &settings::knobs(&config), None)?;
+    let compiled = compile(&cluster, &view, &Knobs::from(&config), None)?;
     for finding in &compiled.invalid {
         eprintln!("sluice: {finding}");
     }

@@ -73,7 +73,7 @@ pub struct Compiled {
     pub wanted_neighbours: BTreeSet<IpAddr>,
     /// What the uplink's XDP program takes for us.
     pub steering: Steering,
-    services: services::ServiceState,
+    services: Option<services::ServiceState>,
 }
 
 /// What every part of the compiler reads.
@@ -107,7 +107,7 @@ pub fn compile(
     let plan = hops::plan(&context, &mut invalid)?;
     let (egress, gateways_used) = egress::compile(&context, &plan, &mut invalid);
     let routes = routes::compile(&context, &plan, &gateways_used, &mut invalid);
-    let (services, state) = services::compile(&context, previous.map(|p| &p.services), &mut invalid)?;
+    let (services, state) = services::compile(&context, previous.and_then(|p| p.services.as_ref()), &mut invalid)?;
     let policy = policy::compile(&context);
     let pods = context.directory.local_pods(&plan, &policy)?;
     let steering = Steering::of(&context, &services, &egress);
@@ -128,8 +128,41 @@ pub fn compile(
         invalid: invalid.into_iter().collect(),
         wanted_neighbours: plan.wanted,
         steering,
-        services: state,
+        services: Some(state),
     })
+}
+
+/// Tables that know nobody: what workers run on until the cluster is known. Every packet is dropped or punted.
+pub fn empty(local: &LocalView, knobs: &Knobs) -> Compiled {
+    let node = LocalNode {
+        name: local.node.clone(),
+        internal: [None, None],
+        overlay: [None, None],
+        uplink_mac: local.uplink.mac,
+        uplink: local.uplink.port,
+        host: local.host.port,
+        host_mac: local.host.mac,
+        uplink_mtu: local.uplink.mtu,
+        pod_mtu: 0,
+    };
+    Compiled {
+        tables: Tables {
+            generation: 0,
+            settings: Arc::new(knobs.settings.clone()),
+            node: Arc::new(node),
+            pods: Arc::default(),
+            routes: Arc::default(),
+            hops: Arc::default(),
+            services: Default::default(),
+            identities: Arc::default(),
+            policy: Arc::default(),
+            egress: Arc::default(),
+        },
+        invalid: Vec::new(),
+        wanted_neighbours: BTreeSet::new(),
+        steering: Steering::default(),
+        services: None,
+    }
 }
 
 fn local_node(context: &Context<'_>, pod_mtu: u16) -> LocalNode {

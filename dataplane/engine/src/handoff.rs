@@ -13,13 +13,15 @@ const DEPTH: usize = 1024;
 pub struct Handoff {
     to: Vec<Option<Producer<Item>>>,
     from: Vec<Consumer<Item>>,
+    /// Workers that were given something since the last look, one bit each.
+    touched: u64,
 }
 
 impl Handoff {
     /// The rings of `workers` workers, one element for each.
     pub fn mesh(workers: usize) -> Vec<Handoff> {
         let mut all: Vec<Handoff> =
-            (0..workers).map(|_| Handoff { to: (0..workers).map(|_| None).collect(), from: Vec::new() }).collect();
+            (0..workers).map(|_| Handoff { to: (0..workers).map(|_| None).collect(), from: Vec::new(), touched: 0 }).collect();
         for source in 0..workers {
             for target in 0..workers {
                 if source != target {
@@ -36,9 +38,18 @@ impl Handoff {
     #[inline]
     pub fn push(&mut self, worker: u16, item: Item) -> Result<(), Item> {
         match self.to.get_mut(usize::from(worker)) {
-            Some(Some(ring)) => ring.push(item).map_err(|rtrb::PushError::Full(item)| item),
+            Some(Some(ring)) => {
+                self.touched |= 1 << (worker & 63);
+                ring.push(item).map_err(|rtrb::PushError::Full(item)| item)
+            }
             _ => Err(item),
         }
+    }
+
+    /// Workers that were given something since the last call, one bit each (number modulo 64).
+    #[inline]
+    pub fn take_touched(&mut self) -> u64 {
+        std::mem::take(&mut self.touched)
     }
 
     /// Takes at most `max` packets from the other workers.

@@ -146,6 +146,11 @@ impl Worker {
         handled
     }
 
+    /// Workers that this one has handed packets to since the last call, one bit each: they may have to be woken.
+    pub fn take_touched(&mut self) -> u64 {
+        self.pipeline.handoff.take_touched()
+    }
+
     /// Whether frames wait for a device that refused them: the worker must not sleep for long.
     pub fn has_waiting(&self) -> bool {
         self.queues.iter().any(|q| self.pipeline.outbox.waiting(q.port) > 0)

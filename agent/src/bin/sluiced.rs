@@ -1,0 +1,68 @@
+//! `sluiced`: the node agent.
+
+use clap::{Args, Parser, Subcommand};
+use sluice_agent::daemon::host::Lacking;
+use sluice_agent::daemon::start;
+use sluice_ctrl::config::{Config, ConfigError};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Handles the packets of a Kubernetes node.
+#[derive(Parser)]
+#[command(name = "sluiced", version, about, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the agent in the network namespace it is started in; SIGTERM ends it and leaves pods for the next start.
+    #[command(after_help = "Example:\n  sluiced run --config /etc/sluicegate/sluiced.yaml")]
+    Run(WithConfig),
+    /// Removes all that the agent has made on this node and restores what it changed. No agent may be running.
+    #[command(after_help = "Example:\n  sluiced cleanup --config /etc/sluicegate/sluiced.yaml")]
+    Cleanup(WithConfig),
+}
+
+#[derive(Args)]
+struct WithConfig {
+    /// Configuration file; defaults where absent.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("SLUICE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let cli = Cli::parse();
+    let (Command::Run(args) | Command::Cleanup(args)) = &cli.command;
+    let config = match &args.config {
+        Some(path) => match Config::load(path) {
+            Ok(config) => config,
+            Err(error) => return fail(&error.into()),
+        },
+        None => Config::default(),
+    };
+    let done = match cli.command {
+        Command::Run(_) => start::run(config),
+        Command::Cleanup(_) => start::cleanup(&config),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+/// Says what is wrong; the exit code tells bad input (2) and a lacking machine (4) from the rest.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("sluiced: {error:#}");
+    if error.downcast_ref::<ConfigError>().is_some() {
+        ExitCode::from(2)
+    } else if error.downcast_ref::<Lacking>().is_some() {
+        ExitCode::from(4)
+    } else {
+        ExitCode::FAILURE
+    }
+}

@@ -1,0 +1,376 @@
+//! The control thread: everything of the node that is not a packet. It alone owns the cluster, the view of this machine, the
+//! publisher and the list of pods; others send it work and wait for the answer.
+
+use super::attachments::Attachments;
+use super::host::{self, Notes};
+use super::observe::Observers;
+use super::workers::Handle;
+use crate::metrics::Histogram;
+use crate::settings;
+use anyhow::Result;
+use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use sluice_afxdp::{Program, Steering as ProgramSteering};
+use sluice_ctrl::compile::{Knobs, LocalView};
+use sluice_ctrl::config::Config;
+use sluice_ctrl::import::{Defaults, Importer, Invalid};
+use sluice_ctrl::ipam::{Ipam, node_pools};
+use sluice_ctrl::model::standalone::Standalone;
+use sluice_ctrl::model::{Cluster, Family};
+use sluice_ctrl::publish::Publisher;
+use sluice_ctrl::source::Snapshot;
+use sluice_engine::Shared;
+use sluice_hostnet::Netns;
+use sluice_port::{FramePool, PoolCache};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// How often the control thread looks after what nobody tells it of.
+const TICK: Duration = Duration::from_millis(100);
+/// Longest wait for all workers to take up new tables.
+const APPLY: Duration = Duration::from_secs(2);
+
+/// Work for the control thread.
+pub enum Message {
+    /// The manifests have changed.
+    Objects(Snapshot, Instant),
+    /// The kernel's neighbours, addresses or routes may have changed.
+    Machine,
+    /// Do this with the state.
+    Do(Box<dyn FnOnce(&mut Control) + Send>),
+    /// End; pods and flows stay for the next start.
+    Stop,
+}
+
+/// A way to the control thread for everybody else.
+#[derive(Clone)]
+pub struct Link {
+    sender: Sender<Message>,
+}
+
+impl Link {
+    /// Around the sending end of the control thread's channel.
+    pub fn new(sender: Sender<Message>) -> Self {
+        Link { sender }
+    }
+
+    /// Sends a message; `false` if the control thread is gone.
+    pub fn send(&self, message: Message) -> bool {
+        self.sender.send(message).is_ok()
+    }
+
+    /// Runs `work` on the control thread and waits for what it gives; `None` if that thread is gone.
+    pub fn ask<T: Send + 'static>(&self, work: impl FnOnce(&mut Control) -> T + Send + 'static) -> Option<T> {
+        let (reply, answer) = bounded(1);
+        let message = Message::Do(Box::new(move |control| {
+            let _ = reply.send(work(control));
+        }));
+        self.sender.send(message).ok()?;
+        answer.recv().ok()
+    }
+}
+
+/// The state of the node.
+pub struct Control {
+    /// The configuration.
+    pub config: Config,
+    /// The agent's own network namespace.
+    pub netns: Netns,
+    /// What the manifests gave last.
+    pub snapshot: Snapshot,
+    /// What was not understood in it.
+    pub invalid: Vec<Invalid>,
+    /// The cluster.
+    pub cluster: Cluster,
+    importer: Importer,
+    /// This machine.
+    pub view: LocalView,
+    knobs: Knobs,
+    /// Compiled and published tables.
+    pub publisher: Publisher,
+    /// Why the last compilation failed; the last good tables stand.
+    pub compile_problem: Option<String>,
+    /// Problems of the machine.
+    pub machine_problems: Vec<String>,
+    /// The workers.
+    pub workers: Vec<Handle>,
+    /// CPUs the workers are pinned to.
+    pub cpus: Vec<Option<usize>>,
+    /// What workers share.
+    pub shared: Arc<Shared>,
+    /// The frame pool.
+    pub pool: Arc<FramePool>,
+    /// For closing queues on this thread.
+    pub cache: PoolCache,
+    /// The uplink's XDP program; it goes with this process.
+    pub program: Option<Program>,
+    /// Name of the uplink's interface.
+    pub uplink_name: String,
+    /// Pods attached here.
+    pub attachments: Attachments,
+    /// Address leases.
+    pub ipam: Ipam,
+    /// What to put back on the host.
+    pub notes: Notes,
+    /// Who listens to packets.
+    pub observers: Observers,
+    /// From a change to every worker running on it.
+    pub programming: Histogram,
+    /// Since the API object changed.
+    pub network_programming: Histogram,
+    /// When tables were last published.
+    pub last_sync: f64,
+    /// When the agent started.
+    pub started: Instant,
+    /// The node's own Node object was seen and its host port is up.
+    pub host_ready: bool,
+    solicited: Instant,
+}
+
+/// What is needed to make a [`Control`].
+pub struct Parts {
+    pub(crate) config: Config,
+    pub(crate) netns: Netns,
+    pub(crate) snapshot: Snapshot,
+    pub(crate) view: LocalView,
+    pub(crate) publisher: Publisher,
+    pub(crate) workers: Vec<Handle>,
+    pub(crate) cpus: Vec<Option<usize>>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) pool: Arc<FramePool>,
+    pub(crate) program: Option<Program>,
+    pub(crate) uplink_name: String,
+    pub(crate) attachments: Attachments,
+    pub(crate) ipam: Ipam,
+    pub(crate) notes: Notes,
+    pub(crate) started: Instant,
+}
+
+impl Control {
+    /// The control thread's state at start.
+    pub fn new(parts: Parts) -> Self {
+        let knobs = Knobs::from(&parts.config);
+        Control {
+            cache: parts.pool.cache(),
+            config: parts.config,
+            netns: parts.netns,
+            snapshot: parts.snapshot,
+            invalid: Vec::new(),
+            cluster: Cluster::default(),
+            importer: Importer::default(),
+            view: parts.view,
+            knobs,
+            publisher: parts.publisher,
+            compile_problem: None,
+            machine_problems: Vec::new(),
+            workers: parts.workers,
+            cpus: parts.cpus,
+            shared: parts.shared,
+            pool: parts.pool,
+            program: parts.program,
+            uplink_name: parts.uplink_name,
+            attachments: parts.attachments,
+            ipam: parts.ipam,
+            notes: parts.notes,
+            observers: Observers::default(),
+            programming: Histogram::programming(),
+            network_programming: Histogram::network_programming(),
+            last_sync: 0.0,
+            started: parts.started,
+            host_ready: false,
+            solicited: parts.started,
+        }
+    }
+
+    /// Runs until told to stop.
+    pub fn run(&mut self, inbox: &Receiver<Message>) {
+        loop {
+            match inbox.recv_timeout(TICK) {
+                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(Message::Objects(snapshot, since)) => {
+                    self.snapshot = snapshot;
+                    self.import();
+                    self.apply(since);
+                }
+                Ok(Message::Machine) => self.look_at_machine(),
+                Ok(Message::Do(work)) => work(self),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            self.resolve_wanted();
+            self.publisher.collect();
+            self.observers.prune(&self.workers);
+        }
+    }
+
+    /// Objects to cluster.
+    pub fn import(&mut self) {
+        let standalone = Standalone {
+            node: self.config.node.clone(),
+            service_cidrs: self.config.cidrs.services.clone(),
+            node_ports: self.config.node_ports,
+            leases: self.ipam.addresses_by_pod(),
+        };
+        let (cluster, invalid) =
+            self.importer.build(&self.snapshot.objects, &Defaults { standalone: Some(standalone) });
+        self.cluster = cluster;
+        self.invalid = invalid;
+        if let Some(node) = self.cluster.nodes.get(&self.config.node) {
+            self.ipam.set_pools(node_pools(&node.pod_cidrs));
+        }
+    }
+
+    /// Cluster and view to tables, and waits until every worker runs on them. On an error the last good tables stand.
+    pub fn apply(&mut self, since: Instant) -> bool {
+        self.prepare_host();
+        let compiled = match self.publisher.compile(&self.cluster, &self.view, &self.knobs) {
+            Ok(compiled) => compiled,
+            Err(error) => {
+                self.compile_problem = Some(error.to_string());
+                return false;
+            }
+        };
+        self.compile_problem = None;
+        settings::ensure_spaces(&self.shared, &compiled.tables);
+        self.steer(&compiled.steering);
+        let generation = self.publisher.publish(compiled);
+        self.workers.iter().for_each(Handle::wake);
+        let applied = self.wait_applied(generation);
+        let took = since.elapsed().as_secs_f64();
+        self.programming.observe(took);
+        self.network_programming.observe(took);
+        self.last_sync = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
+        applied
+    }
+
+    fn wait_applied(&self, generation: u64) -> bool {
+        let until = Instant::now() + APPLY;
+        while self.publisher.applied() < generation {
+            if Instant::now() >= until {
+                tracing::error!(generation, "not every worker has taken up the tables");
+                return false;
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        true
+    }
+
+    /// Tells the uplink's XDP program what is ours.
+    fn steer(&mut self, steering: &sluice_ctrl::compile::Steering) {
+        let Some(program) = &mut self.program else { return };
+        let list = |set: &std::collections::BTreeSet<IpAddr>| set.iter().copied().collect::<Vec<_>>();
+        let ports: Vec<(u8, u16)> = steering.node_ports.iter().map(|(_, protocol, port)| (*protocol, *port)).collect();
+        let done = program
+            .set_config(ProgramSteering {
+                vxlan_port: Some(steering.vxlan_port),
+                snat_ports: Some(steering.snat_ports),
+                steer_all: false,
+            })
+            .and_then(|()| program.set_node_addresses(&list(&steering.node_addresses)))
+            .and_then(|()| program.set_owned_addresses(&list(&steering.owned_addresses)))
+            .and_then(|()| program.set_node_ports(&ports));
+        if let Err(error) = done {
+            tracing::error!(%error, "cannot tell the uplink's program what is ours");
+            self.machine_problems.push(error.to_string());
+        }
+    }
+
+    /// Gives the host port its addresses and routes as soon as the node's podCIDRs are known, and when they change.
+    fn prepare_host(&mut self) {
+        let Some(node) = self.cluster.nodes.get(&self.config.node) else { return };
+        let overlay: Vec<IpAddr> = [Family::V4, Family::V6].iter().filter_map(|f| node.overlay_address(*f)).collect();
+        let mut ranges = self.config.cidrs.pods.clone();
+        ranges.extend(self.config.cidrs.services.iter().copied());
+        let mtu = self.pod_mtu();
+        let name = self.config.ports.host.interface.clone();
+        match host::configure_host_port(&self.netns, &name, &overlay, &ranges, mtu) {
+            Ok(mac) => {
+                self.view.host.mac = mac;
+                self.host_ready = true;
+                self.machine_problems.retain(|p| !p.starts_with("host port"));
+            }
+            Err(error) => {
+                let problem = format!("host port {name}: {error:#}");
+                if !self.machine_problems.contains(&problem) {
+                    tracing::error!("{problem}");
+                    self.machine_problems.push(problem);
+                }
+            }
+        }
+    }
+
+    /// Layer-3 MTU of pods as the tables in force have it.
+    pub fn pod_mtu(&self) -> u16 {
+        let mtu = self.publisher.current().tables.node.pod_mtu;
+        if mtu == 0 { self.view.uplink.mtu.saturating_sub(50) } else { mtu }
+    }
+
+    /// Reads uplink, gateways and neighbours anew; new tables if anything differs.
+    pub fn look_at_machine(&mut self) {
+        let before = self.view.clone();
+        self.read_machine();
+        if self.view != before {
+            self.apply(Instant::now());
+        }
+    }
+
+    /// Reads uplink, gateways and neighbours into the view.
+    pub fn read_machine(&mut self) {
+        match sluice_hostnet::interface(&self.netns, &self.uplink_name) {
+            Ok(Some(interface)) => {
+                self.view.uplink.mac = interface.mac;
+                self.view.uplink.mtu = u16::try_from(interface.mtu).unwrap_or(u16::MAX);
+                self.view.uplink.subnets = interface.addresses.iter().map(ipnet::IpNet::trunc).collect();
+                self.view.uplink.subnets.retain(|net| match net {
+                    ipnet::IpNet::V6(v6) => !v6.addr().is_unicast_link_local(),
+                    ipnet::IpNet::V4(_) => true,
+                });
+            }
+            Ok(None) => tracing::error!(interface = self.uplink_name, "the uplink is gone"),
+            Err(error) => tracing::warn!(%error, "cannot read the uplink"),
+        }
+        if let Ok(gateways) = sluice_hostnet::default_gateways(&self.netns, &self.uplink_name) {
+            self.view.gateways = gateways;
+        }
+        // An entry that the kernel drops while it is still asked for would send flows down the slow path: entries are kept
+        // until another MAC takes their place.
+        self.view.neighbours.extend(host::neighbours(&self.netns, &self.uplink_name));
+    }
+
+    /// Asks the kernel for neighbours that tables or packets want.
+    fn resolve_wanted(&mut self) {
+        let mut wanted = self.shared.wanted.drain();
+        let asked = !wanted.is_empty();
+        let due = self.solicited.elapsed() > Duration::from_secs(1);
+        if due {
+            wanted.extend(self.publisher.current().wanted_neighbours.iter().map(|a| sluice_tables::Address::from(*a)));
+            self.solicited = Instant::now();
+        }
+        if wanted.is_empty() {
+            return;
+        }
+        for address in wanted {
+            let address: IpAddr = address.into();
+            if let Err(error) = sluice_hostnet::solicit(&self.netns, &self.uplink_name, address) {
+                tracing::debug!(%error, %address, "cannot ask for a neighbour");
+            }
+        }
+        if asked {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.look_at_machine();
+    }
+
+    /// Seconds since 1970.
+    pub fn wall_seconds() -> u64 {
+        SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    }
+
+    /// Ends the workers; pods keep their interfaces.
+    pub fn shut_down(&mut self) -> Result<()> {
+        for worker in &mut self.workers {
+            worker.stop();
+        }
+        self.program = None;
+        Ok(())
+    }
+}

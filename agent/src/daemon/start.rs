@@ -1,0 +1,350 @@
+//! `sluiced run` from the configuration file to the first packet, and `sluiced cleanup`.
+//!
+//! What the machine lacks is said before anything is changed on it, with the command that provides it (exit code 4).
+
+use super::attachments::Attachments;
+use super::control::{Control, Link, Message, Parts};
+use super::host::{self, Lacking, Notes};
+use super::pods::FIRST_POD_PORT;
+use super::reports::Node;
+use super::workers::Handle;
+use crate::api;
+use anyhow::{Context, Result, anyhow, bail};
+use crossbeam::channel::{Receiver, Sender, unbounded};
+use sluice_afxdp::{AttachMode, BindMode, Program, QueueOptions, Umem, XskQueue};
+use sluice_cni::pending::PendingDels;
+use sluice_cni::protocol::Verb;
+use sluice_ctrl::compile::{HostPort, Knobs, LocalView, Uplink};
+use sluice_ctrl::config::{Config, Queues, Source, UplinkDriver, Workers, XdpMode};
+use sluice_ctrl::ipam::Ipam;
+use sluice_ctrl::publish::Publisher;
+use sluice_ctrl::source::{ManifestSource, ManifestWatch};
+use sluice_engine::handoff::Handoff;
+use sluice_engine::{Pipeline, Shared, Worker, WorkerOptions};
+use sluice_hostnet::Netns;
+use sluice_port::{FramePool, PoolOptions};
+use sluice_tap::{TapOptions, TapQueue};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Frames of the pool: 128 MB, touched at start.
+const FRAMES: usize = 32_768;
+
+/// Runs the agent until it is told to stop.
+pub fn run(config: Config) -> Result<()> {
+    let started = Instant::now();
+    check_machine()?;
+    let Source::Manifests { path } = config.source.clone() else {
+        bail!(
+            "source.kind: kubernetes is not there yet: this version reads manifests only; \
+             set `source: {{ kind: manifests, path: DIR }}`"
+        );
+    };
+    let (link, inbox, mut control, watch) = assemble(config, &path, started)?;
+    let config = control.config.clone();
+    let server = api::server::Server::bind(&config.socket, config.metrics)?;
+    control.read_machine();
+    control.import();
+    control.apply(started);
+    replug(&mut control);
+    let mut running = server.start(Arc::new(Node::new(link.clone())))?;
+    finish_pending(&mut control, &config.socket);
+    let watch = watch.start(link.clone())?;
+    let neighbours = {
+        let link = link.clone();
+        sluice_hostnet::watch_neighbours(&control.netns, &control.uplink_name, move || {
+            link.send(Message::Machine);
+        })?
+    };
+    stop_on_signal(link)?;
+    tracing::info!(node = config.node, workers = control.workers.len(), "running");
+    control.run(&inbox);
+    tracing::info!("stopping; pods keep their interfaces");
+    drop((watch, neighbours));
+    running.stop();
+    control.shut_down()
+}
+
+/// The manifests, read once and not watched yet.
+struct Unwatched(ManifestSource);
+
+impl Unwatched {
+    fn start(self, link: Link) -> Result<ManifestWatch> {
+        let changed = move |snapshot| {
+            link.send(Message::Objects(snapshot, Instant::now()));
+        };
+        ManifestWatch::start(self.0, changed).context("cannot watch the manifests")
+    }
+}
+
+fn check_machine() -> Result<()> {
+    let missing = sluice_hostnet::capabilities_missing();
+    if !missing.is_empty() {
+        return Err(Lacking {
+            what: format!("this process lacks {}", missing.join(", ")),
+            mend: "run it as root, or with AmbientCapabilities= of these in its systemd unit, or these in the pod's \
+                   securityContext.capabilities.add"
+                .to_owned(),
+        }
+        .into());
+    }
+    if !Path::new("/dev/net/tun").exists() {
+        return Err(Lacking {
+            what: "/dev/net/tun is not there, so pods can get no ports".to_owned(),
+            mend: "modprobe tun".to_owned(),
+        }
+        .into());
+    }
+    Ok(())
+}
+
+/// One agent for each state folder.
+fn lock(state_dir: &Path) -> Result<File> {
+    std::fs::create_dir_all(state_dir).with_context(|| format!("cannot make {}", state_dir.display()))?;
+    let path = state_dir.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| anyhow!("another sluiced uses {}; end it first, or give this one its own state_dir", state_dir.display()))?;
+    Ok(file)
+}
+
+fn assemble(config: Config, manifests: &Path, started: Instant) -> Result<(Link, Receiver<Message>, Control, Unwatched)> {
+    if config.ports.uplink.driver != UplinkDriver::AfXdp {
+        bail!("ports.uplink.driver: only af_xdp is there yet");
+    }
+    // Held for the life of the process.
+    std::mem::forget(lock(&config.state_dir)?);
+    let netns = Netns::current()?;
+    let uplink_name = config.ports.uplink.interface.clone();
+    let uplink = host::uplink(&netns, &uplink_name)?;
+    let source = ManifestSource::new(manifests)
+        .with_context(|| format!("source.path: cannot read the manifests in {}", manifests.display()))?;
+    let snapshot = source.snapshot();
+    let mut notes = Notes::open(&config.state_dir)?;
+    host::fence_ports(&netns, &mut notes, (config.masquerade.ports.first(), config.masquerade.ports.last()))?;
+    notes.found.host_interface = Some(config.ports.host.interface.clone());
+    notes.save()?;
+
+    let view = LocalView {
+        node: config.node.clone(),
+        uplink: Uplink {
+            port: sluice_ctrl::compile::local::UPLINK_PORT,
+            mac: uplink.mac,
+            mtu: u16::try_from(uplink.mtu).unwrap_or(u16::MAX),
+            subnets: Vec::new(),
+        },
+        host: HostPort { port: sluice_ctrl::compile::local::HOST_PORT, mac: [2, 0, 0, 0, 0, 1] },
+        pods: BTreeMap::new(),
+        neighbours: BTreeMap::new(),
+        gateways: [None, None],
+    };
+    let pool = FramePool::new(PoolOptions { frames: FRAMES, huge_pages: true })?;
+    let shared = Shared::new(config.flows.max);
+    let mut publisher = Publisher::new(sluice_ctrl::compile::empty(&view, &Knobs::from(&config)));
+    let cpus = cpus(&config.workers);
+    let mut engines = engines(&config, &mut publisher, &shared, &pool, cpus.len())?;
+
+    let umem = Umem::new(&pool);
+    let mut program = Program::attach(uplink_name.as_str(), attach_mode(config.ports.uplink.mode))?;
+    let mut cache = pool.cache();
+    let queues = uplink_queues(&config.ports.uplink.queues, &program);
+    let options = QueueOptions { mode: bind_mode(config.ports.uplink.mode), ..QueueOptions::uplink() };
+    let count = engines.len();
+    for queue in 0..queues {
+        let opened = XskQueue::open(&umem, &mut program, queue, &options, &mut cache)?;
+        engines[queue as usize % count].attach(view.uplink.port, Box::new(opened));
+    }
+    let tap = TapQueue::open(&TapOptions::new(&config.ports.host.interface))?;
+    engines[0].attach(view.host.port, Box::new(tap));
+    drop(cache);
+
+    let mut workers = Vec::new();
+    for (id, engine) in engines.into_iter().enumerate() {
+        workers.push(Handle::start(id as u16, engine, cpus[id], config.idle, started)?);
+    }
+    let handles: Vec<_> = workers.iter().map(Handle::waker).collect();
+    workers.iter().for_each(|w| w.introduce(handles.clone()));
+    let attachments = Attachments::open(&config.state_dir, FIRST_POD_PORT)?;
+    let ipam = Ipam::open(&config.state_dir, Vec::new())?;
+    let (sender, inbox): (Sender<Message>, _) = unbounded();
+    let parts = Parts {
+        config,
+        netns,
+        snapshot,
+        view,
+        publisher,
+        workers,
+        cpus,
+        shared,
+        pool,
+        program: Some(program),
+        uplink_name,
+        attachments,
+        ipam,
+        notes,
+        started,
+    };
+    Ok((Link::new(sender), inbox, Control::new(parts), Unwatched(source)))
+}
+
+fn engines(
+    config: &Config,
+    publisher: &mut Publisher,
+    shared: &Arc<Shared>,
+    pool: &Arc<FramePool>,
+    count: usize,
+) -> Result<Vec<Worker>> {
+    let seed = std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), 0u64);
+    let mut all = Vec::new();
+    for (id, handoff) in Handoff::mesh(count).into_iter().enumerate() {
+        let options = WorkerOptions {
+            id: id as u16,
+            workers: count as u16,
+            flows: config.flows.max as usize,
+            seed,
+            huge_pages: true,
+        };
+        let reader = publisher.reader();
+        let pipeline = Pipeline::new(options, reader.get().clone(), shared.clone(), pool.cache(), handoff)?;
+        all.push(Worker::new(pipeline, reader));
+    }
+    Ok(all)
+}
+
+/// CPUs for the workers: all but the first, where there is more than one.
+fn cpus(workers: &Workers) -> Vec<Option<usize>> {
+    match workers {
+        Workers::Cpus(list) => list.iter().map(|cpu| Some(usize::from(*cpu))).collect(),
+        Workers::Auto => {
+            let mut all: Vec<usize> =
+                core_affinity::get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect();
+            all.sort_unstable();
+            match all.len() {
+                0 => vec![None],
+                1 => vec![Some(all[0])],
+                _ => all.into_iter().skip(1).map(Some).collect(),
+            }
+        }
+    }
+}
+
+/// Every receive queue needs a socket: what the device spreads to a queue without one would go to the kernel.
+fn uplink_queues(wanted: &Queues, program: &Program) -> u32 {
+    let there = program.device().rx_queues.max(1);
+    match wanted {
+        Queues::Auto => there,
+        Queues::Count(n) => u32::from(*n).clamp(1, there),
+    }
+}
+
+fn attach_mode(_mode: XdpMode) -> AttachMode {
+    AttachMode::Auto
+}
+
+fn bind_mode(mode: XdpMode) -> BindMode {
+    match mode {
+        XdpMode::Copy => BindMode::Copy,
+        _ => BindMode::Auto,
+    }
+}
+
+/// Takes up again the ports of pods that were attached before.
+fn replug(control: &mut Control) {
+    let known: Vec<_> = control.attachments.iter().cloned().collect();
+    for attachment in known {
+        let pod = format!("{}/{}", attachment.namespace, attachment.name);
+        let ns = Netns::open(&attachment.netns).ok().filter(|ns| ns.inode() == attachment.netns_inode);
+        let Some(ns) = ns else {
+            tracing::info!(pod, "the pod's network namespace is gone; its port and address are free again");
+            if let Err(error) = control.detach(&attachment) {
+                tracing::error!(pod, "cannot forget the pod: {error:#}");
+            }
+            if let Err(error) = control.ipam.release(&attachment.container, Control::wall_seconds()) {
+                tracing::error!(pod, %error, "cannot release its address");
+            }
+            continue;
+        };
+        if let Err(error) = control.plug(&attachment, &ns) {
+            let problem = format!("pod {pod}: its port cannot be taken up again: {error:#}");
+            tracing::error!("{problem}");
+            control.machine_problems.push(problem);
+        }
+    }
+}
+
+/// Finishes DELs that came while no agent was there.
+fn finish_pending(control: &mut Control, socket: &Path) {
+    let pending = PendingDels::beside(socket);
+    let notes = match pending.notes() {
+        Ok(notes) => notes,
+        Err(error) => return tracing::warn!(%error, "cannot read the DELs that came while no agent ran"),
+    };
+    for note in notes {
+        match &note.request {
+            Ok(request) => {
+                if let Err(error) = control.cni(Verb::Del, request) {
+                    tracing::error!(container = request.container_id, "a DEL cannot be finished: {}", error.msg);
+                    continue;
+                }
+            }
+            Err(error) => tracing::warn!(path = %note.path.display(), %error, "a noted DEL cannot be read"),
+        }
+        if let Err(error) = pending.done(&note.path) {
+            tracing::warn!(path = %note.path.display(), %error, "cannot remove a finished note");
+        }
+    }
+}
+
+/// SIGTERM and SIGINT end the control thread's loop.
+fn stop_on_signal(link: Link) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        runtime.block_on(async {
+            use tokio::signal::unix::{SignalKind, signal};
+            let (Ok(mut terminate), Ok(mut interrupt)) =
+                (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+            else {
+                return;
+            };
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            link.send(Message::Stop);
+        });
+    })?;
+    Ok(())
+}
+
+/// Removes all that a node's agent has made and puts back what it changed; may be repeated. No agent may be running.
+pub fn cleanup(config: &Config) -> Result<()> {
+    if !config.state_dir.exists() {
+        return Ok(());
+    }
+    let held = lock(&config.state_dir)?;
+    let netns = Netns::current()?;
+    let attachments = Attachments::open(&config.state_dir, FIRST_POD_PORT)?;
+    for attachment in attachments.iter() {
+        if let Ok(ns) = Netns::open(&attachment.netns)
+            && ns.inode() == attachment.netns_inode
+        {
+            sluice_hostnet::delete_link(&ns, &attachment.ifname)?;
+        }
+    }
+    let notes = Notes::open(&config.state_dir)?;
+    if let Some(name) = &notes.found.host_interface {
+        sluice_hostnet::delete_link(&netns, name)?;
+    }
+    if let Some(ports) = &notes.found.reserved_ports {
+        sluice_hostnet::set_reserved_ports(&netns, ports)?;
+    }
+    if config.socket.exists() {
+        std::fs::remove_file(&config.socket).with_context(|| format!("cannot remove {}", config.socket.display()))?;
+    }
+    drop(held);
+    std::fs::remove_dir_all(&config.state_dir)
+        .with_context(|| format!("cannot remove {}", config.state_dir.display()))
+}
