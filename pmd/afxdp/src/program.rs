@@ -136,12 +136,33 @@ pub struct Verdicts {
 struct Tables {
     addresses: HashMap<MapData, [u8; 16], u32>,
     ports: HashMap<MapData, [u8; 4], u8>,
+    config: Array<MapData, [u8; 12]>,
     /// The wanted sets, by who asked for them.
     node: BTreeSet<[u8; 16]>,
     owned: BTreeSet<[u8; 16]>,
     /// What the kernel has now.
     address_flags: BTreeMap<[u8; 16], u32>,
     port_keys: BTreeSet<[u8; 4]>,
+    steering: Steering,
+}
+
+impl Tables {
+    /// Takes the tables of a loaded object, before any packet is looked at.
+    fn new(device: &Device, ebpf: &mut Ebpf) -> Result<Tables, ProgramError> {
+        let mut config: Array<MapData, [u8; 12]> = table(device, ebpf, "config")?;
+        let steering = Steering::default();
+        config.set(0, steering.bytes(), 0).map_err(|e| table_error(device, "config", e))?;
+        Ok(Tables {
+            addresses: table(device, ebpf, "local_addrs")?,
+            ports: table(device, ebpf, "ports")?,
+            config,
+            node: BTreeSet::new(),
+            owned: BTreeSet::new(),
+            address_flags: BTreeMap::new(),
+            port_keys: BTreeSet::new(),
+            steering,
+        })
+    }
 }
 
 /// The program on one interface. Dropping it takes it off.
@@ -150,9 +171,7 @@ pub struct Program {
     attached: Attached,
     reason: String,
     xsks: XskMap<MapData>,
-    config: Array<MapData, [u8; 12]>,
     verdicts: PerCpuArray<MapData, u64>,
-    steering: Steering,
     tables: Option<Tables>,
     _link: FdLink,
 }
@@ -160,63 +179,35 @@ pub struct Program {
 impl Program {
     /// Loads and attaches the program with empty tables: until they are set, the kernel gets every packet.
     pub fn attach<'a>(interface: impl Into<Interface<'a>>, mode: AttachMode) -> Result<Program, ProgramError> {
-        Program::load(Device::find(interface)?, mode, Steering::default(), OBJECT)
+        Program::load(Device::find(interface)?, mode, false)
     }
 
     /// Loads and attaches the program with everything steered to us and no tables: for pod interfaces, of which there
-    /// are many. Costs about 30 KB of kernel memory.
+    /// are many. A smaller program: attaching takes some 25 ms, nearly all of it in reading the kernel's BTF.
     pub fn attach_all<'a>(interface: impl Into<Interface<'a>>, mode: AttachMode) -> Result<Program, ProgramError> {
-        Program::load(Device::find(interface)?, mode, Steering { steer_all: true, ..Steering::default() }, OBJECT)
+        Program::load(Device::find(interface)?, mode, true)
     }
 
-    fn load(device: Device, mode: AttachMode, steering: Steering, object: &[u8]) -> Result<Program, ProgramError> {
+    fn load(device: Device, mode: AttachMode, everything: bool) -> Result<Program, ProgramError> {
         let mut loader = EbpfLoader::new();
-        if steering.steer_all {
+        if everything {
             for table in ["local_addrs", "ports", "fragments"] {
                 loader.map_max_entries(table, 1);
             }
         }
-        let mut ebpf = loader.load(object).map_err(load_error)?;
+        let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
+        let tables = if everything { None } else { Some(Tables::new(&device, &mut ebpf)?) };
+        let xsks = table(&device, &mut ebpf, "xsks")?;
+        let verdicts = table(&device, &mut ebpf, "verdicts")?;
+        let name = if everything { "sluice_all" } else { "sluice" };
         let program: &mut Xdp = ebpf
-            .program_mut("sluice")
-            .ok_or_else(|| ProgramError::Load("the object has no program `sluice`".into()))?
+            .program_mut(name)
+            .ok_or_else(|| ProgramError::Load(format!("the object has no program `{name}`")))?
             .try_into()
             .map_err(program_error)?;
         program.load().map_err(program_error)?;
-
-        // The configuration stands before the first packet is looked at.
-        let mut config: Array<MapData, [u8; 12]> = table(&device, &mut ebpf, "config")?;
-        config.set(0, steering.bytes(), 0).map_err(|e| table_error(&device, "config", e))?;
-
-        let program: &mut Xdp = ebpf
-            .program_mut("sluice")
-            .ok_or_else(|| ProgramError::Load("the object has no program `sluice`".into()))?
-            .try_into()
-            .map_err(program_error)?;
         let (link, attached, reason) = attach(program, &device, mode)?;
-        let tables = if steering.steer_all {
-            None
-        } else {
-            Some(Tables {
-                addresses: table(&device, &mut ebpf, "local_addrs")?,
-                ports: table(&device, &mut ebpf, "ports")?,
-                node: BTreeSet::new(),
-                owned: BTreeSet::new(),
-                address_flags: BTreeMap::new(),
-                port_keys: BTreeSet::new(),
-            })
-        };
-        Ok(Program {
-            xsks: table(&device, &mut ebpf, "xsks")?,
-            verdicts: table(&device, &mut ebpf, "verdicts")?,
-            device,
-            attached,
-            reason,
-            config,
-            steering,
-            tables,
-            _link: link,
-        })
+        Ok(Program { device, attached, reason, xsks, verdicts, tables, _link: link })
     }
 
     /// The interface, as it was when the program was attached.
@@ -273,9 +264,11 @@ impl Program {
 
     /// Replaces the configuration.
     pub fn set_config(&mut self, steering: Steering) -> Result<(), ProgramError> {
-        if steering != self.steering {
-            self.config.set(0, steering.bytes(), 0).map_err(|e| table_error(&self.device, "config", e))?;
-            self.steering = steering;
+        let device = self.device.clone();
+        let tables = self.tables()?;
+        if steering != tables.steering {
+            tables.config.set(0, steering.bytes(), 0).map_err(|e| table_error(&device, "config", e))?;
+            tables.steering = steering;
         }
         Ok(())
     }
@@ -515,7 +508,9 @@ mod tests {
         }
         static COMMITTED: &[u8] = include_bytes_aligned!("../bpf/sluice.bpf.o");
         let mut ebpf = EbpfLoader::new().load(COMMITTED).unwrap();
-        let program: &mut Xdp = ebpf.program_mut("sluice").unwrap().try_into().unwrap();
-        program.load().unwrap();
+        for name in ["sluice", "sluice_all"] {
+            let program: &mut Xdp = ebpf.program_mut(name).unwrap().try_into().unwrap();
+            program.load().unwrap();
+        }
     }
 }

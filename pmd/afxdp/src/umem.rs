@@ -14,7 +14,9 @@
 //!
 //! Threads: `lend` and `take_back` from the worker that owns the slot, relaxed atomics (one writer per chunk at a time,
 //! ordering comes with the frame itself); the member list under a lock, on open and close only.
-//! Invariant: a chunk is free, in one `Frame`, or has an owner. Cost: two bytes a chunk, one store each way.
+//! Invariant: a chunk is free, in one `Frame`, or has an owner. Cost: two bytes a chunk, one store each way. The kernel's
+//! own book-keeping is larger: some 200 bytes a chunk of the pool for every socket (6.6 MB with 32,768 chunks, measured
+//! on Linux 6.18), so a node with hundreds of pods wants a pool that is no larger than it needs.
 
 use crate::abi::{TX_METADATA_LEN, XDP_UMEM_TX_METADATA_LEN};
 use core::sync::atomic::{AtomicU16, Ordering};

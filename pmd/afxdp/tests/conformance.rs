@@ -1,6 +1,9 @@
 //! The drivers' conformance suite over AF_XDP on veth pairs. Needs root; skips without.
 
 mod lab;
+#[cfg(feature = "yardstick")]
+#[path = "lab/xsk_rs_queue.rs"]
+mod xsk_rs_queue;
 
 use lab::{FAR, FAR_MAC, NEAR, NEAR_MAC, Raw, complete, enter, ip, veth_pair};
 use sluice_afxdp::{AttachMode, Program, QueueOptions, Umem, XskQueue};
@@ -101,4 +104,32 @@ fn generic_mode_at_mtu_1500() {
 #[test]
 fn generic_mode_at_mtu_9000() {
     conforms(AttachMode::Generic, 9000);
+}
+
+/// The suite itself is held against a driver we did not write.
+#[cfg(feature = "yardstick")]
+#[test]
+fn xsk_rs_as_the_yardstick() {
+    struct Yardstick;
+    impl Rig for Yardstick {
+        fn laws(&self) -> Laws {
+            Laws { quiet: false, longest: 1514, stress_frames: 3000, addresses: [NEAR_MAC, FAR_MAC], ..Laws::default() }
+        }
+
+        fn open(&mut self, _pool: &Arc<FramePool>, _recorded: &[Vec<u8>]) -> Result<Pair, String> {
+            if ip("link").contains(NEAR) {
+                ip("link del sg-near");
+            }
+            veth_pair(NEAR, FAR, 1500);
+            let queue = xsk_rs_queue::XskRs::open(NEAR, AttachMode::Native);
+            Ok(Pair { queue: Box::new(queue), peer: Box::new(FarEnd(Raw::open(FAR))) })
+        }
+    }
+    std::thread::spawn(|| {
+        if enter() {
+            println!("{}", assert_conforms(&mut Yardstick));
+        }
+    })
+    .join()
+    .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
