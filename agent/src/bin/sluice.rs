@@ -2,10 +2,14 @@
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
-use sluice_agent::replay;
+use sluice_agent::{bench, replay};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+
+/// Lets `sluice bench` say how often the packet path allocates.
+#[global_allocator]
+static ALLOCATOR: sluice_port::alloc::Counting = sluice_port::alloc::Counting;
 
 /// Looks into Sluicegate and tries things out.
 #[derive(Parser)]
@@ -19,12 +23,16 @@ struct Cli {
 enum Command {
     /// Runs captures through the pipeline, offline.
     Replay(ReplayArgs),
+    /// Measures the packet path in memory.
+    Bench(bench::BenchArgs),
 }
 
 /// Runs captures through the pipeline of a node, offline: no machine is touched, the clock is the packets' own.
 #[derive(Args)]
-#[command(after_help = "Example:\n  sluice replay --manifests cluster/ --node node-a --rx pod:shop/web-0=in.pcap --out out/\n\
-    writes out/PORT.pcap for each port that sent something, and out/verdicts.jsonl.")]
+#[command(
+    after_help = "Example:\n  sluice replay --manifests cluster/ --node node-a --rx pod:shop/web-0=in.pcap --out out/\n\
+    writes out/PORT.pcap for each port that sent something, and out/verdicts.jsonl."
+)]
 struct ReplayArgs {
     /// Folder of Kubernetes manifests.
     #[arg(long, value_name = "DIR")]
@@ -69,6 +77,7 @@ fn main() -> ExitCode {
             gateways: args.gateways,
         })
         .map(|packets| eprintln!("sluice: {packets} packets replayed")),
+        Command::Bench(args) => bench::main(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
