@@ -1,7 +1,7 @@
 //! The two programs: `sluiced` wires ports, workers and control; `sluice` is the operator's command line.
 
 pub mod api;
-pub mod cli;
+pub mod bench;
 pub mod daemon;
 pub mod metrics;
 pub mod replay;

@@ -3,6 +3,8 @@
 //! A [`Frame`] is an owned packet buffer; exactly one place holds it at any time. A worker takes frames from
 //! its [`PoolCache`], drivers fill and empty them, and whoever ends a packet's life gives the frame back.
 
+#[cfg(feature = "count-alloc")]
+pub mod alloc;
 pub mod capture;
 pub mod conformance;
 pub mod faulty;
@@ -14,6 +16,7 @@ pub mod pcap;
 pub mod pool;
 pub mod port;
 pub mod prefetch;
+pub mod ticks;
 
 pub use faulty::{Faults, Faulty};
 pub use frame::{CHUNK, Frame, HEADROOM};
