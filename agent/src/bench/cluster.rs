@@ -173,7 +173,7 @@ pub fn build(rules: u32, workers: u16) -> Result<Bed> {
     }
     let replay = Replay { uplink_mtu: UPLINK_MTU, workers, ..Replay::default() };
     let view = LocalView::derived(&cluster, &config.node, &replay)?;
-    let mut compiled = compile(&cluster, &view, &crate::settings::knobs(&config), None)?;
+    let mut compiled = compile(&cluster, &view, &sluice_ctrl::compile::Knobs::from(&config), None)?;
     if let Some(finding) = compiled.invalid.first() {
         bail!("the benchmark's own cluster is refused: {finding}");
     }
