@@ -5,7 +5,7 @@
 //! directions, and a tier that is not understood counts as Admin, so that nothing else can open what this closes.
 
 use super::value::is_port_name;
-use super::{At, Problem, Report, envelope};
+use super::{At, Problem, Report, audit, envelope};
 use crate::model::{
     ClusterNetworkPolicy, ClusterPeer, ClusterRule, FailClosed, PortMatch, PortRange, Protocol, RuleAction, Selector,
     Subject, Tier,
@@ -39,6 +39,7 @@ pub(super) fn import(name: String, root: &At<'_>, report: &mut Report) -> Cluste
         ingress,
         egress,
         fail_closed,
+        audit: audit(root, report),
     }
 }
 

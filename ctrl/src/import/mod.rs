@@ -23,6 +23,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use crate::model::network_policy::ENFORCEMENT_ANNOTATION;
 use crate::model::standalone::{Standalone, Unfilled};
 use crate::model::{
     Cluster, ClusterNetworkPolicy, EgressGateway, EndpointSlice, IpPool, Labels, Namespace, NamespacedName,
@@ -273,6 +274,21 @@ fn labels(root: &At<'_>, report: &mut Report) -> Labels {
 fn annotations(root: &At<'_>, wanted: impl Fn(&str) -> bool, report: &mut Report) -> Labels {
     let metadata = root.get("metadata");
     text_map(&metadata.get("annotations"), wanted, report)
+}
+
+/// Whether a policy only records what it would deny; a value we do not know is reported, and the policy enforced.
+fn audit(root: &At<'_>, report: &mut Report) -> bool {
+    let metadata = root.get("metadata");
+    let field = metadata.get("annotations");
+    let field = field.get(ENFORCEMENT_ANNOTATION);
+    match report.optional(field.text()) {
+        Some("audit") => true,
+        None | Some("enforce") => false,
+        Some(other) => {
+            report.add(Effect::FieldIgnored, field.problem(format!("expected audit or enforce, found {other:?}")));
+            false
+        }
+    }
 }
 
 /// True for annotations of our own group.

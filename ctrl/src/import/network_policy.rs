@@ -6,7 +6,7 @@
 use serde_json::Value;
 
 use super::value::is_port_name;
-use super::{At, Problem, Report, envelope};
+use super::{At, Problem, Report, audit, envelope};
 use crate::model::{
     FailClosed, Family, IpBlock, NamespaceScope, NamespacedName, NetworkPolicy, Peer, PolicyRule, PortMatch, PortRange,
     Selector,
@@ -43,7 +43,7 @@ pub(super) fn import(name: NamespacedName, root: &At<'_>, report: &mut Report) -
     };
     let ingress = direction(types.ingress, "ingress", "from", &mut fail_closed.ingress);
     let egress = direction(types.egress, "egress", "to", &mut fail_closed.egress);
-    NetworkPolicy { name, pods, ingress, egress, fail_closed }
+    NetworkPolicy { name, pods, ingress, egress, fail_closed, audit: audit(root, report) }
 }
 
 struct Types {
@@ -170,6 +170,20 @@ mod tests {
 
     fn any() -> PolicyRule {
         PolicyRule { peers: None, ports: None }
+    }
+
+    #[test]
+    fn a_policy_may_ask_to_be_audited_and_a_word_we_do_not_know_leaves_it_enforced() {
+        let read = |value: &str| {
+            let head =
+                HEAD.replace("name: p", &format!("name: p, annotations: {{sluicegate.dev/enforcement: {value}}}"));
+            let (cluster, problems) = cluster_and_problems(&format!("{{{head}, spec: {{podSelector: {{}}}}}}"));
+            (cluster.network_policies[&NamespacedName::new("x", "p")].audit, problems.len())
+        };
+        assert_eq!(read("audit"), (true, 0));
+        assert_eq!(read("enforce"), (false, 0));
+        assert_eq!(read("Audit"), (false, 1));
+        assert!(!policy("{podSelector: {}}").audit);
     }
 
     #[test]

@@ -90,4 +90,6 @@ pub struct ClusterNetworkPolicy {
     pub egress: Vec<ClusterRule>,
     /// Directions that were not understood; their rules are replaced already.
     pub fail_closed: FailClosed,
+    /// [`super::network_policy::ENFORCEMENT_ANNOTATION`] says `audit`: what its rules deny passes and is recorded.
+    pub audit: bool,
 }

@@ -48,6 +48,9 @@ pub struct PolicyRule {
     pub ports: Option<Vec<PortMatch>>,
 }
 
+/// The annotation that, with the value `audit`, makes a policy record what it would deny instead of denying it.
+pub const ENFORCEMENT_ANNOTATION: &str = "sluicegate.dev/enforcement";
+
 /// A network policy.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct NetworkPolicy {
@@ -61,4 +64,6 @@ pub struct NetworkPolicy {
     pub egress: Option<Vec<PolicyRule>>,
     /// Directions that were not understood; their rule lists are empty already.
     pub fail_closed: FailClosed,
+    /// [`ENFORCEMENT_ANNOTATION`] says `audit`: what this policy alone denies passes and is recorded.
+    pub audit: bool,
 }

@@ -1,5 +1,7 @@
 //! What policies let through, rule names, and when a pod's version moves.
 
+use sluice_tables::Direction;
+
 use crate::story::{Ask, ICMP, NODES, SCTP, Story, TCP, UDP, pod};
 
 /// Namespaces x (node-a, 10.244.1.1N) and y (node-b, 10.244.2.1N) with pods a, b, c.
@@ -175,6 +177,36 @@ status: { phase: Running, podIPs: [{ ip: 192.0.2.12 }] }
     let block = format!("{{ {ON_A}, ingress: [{{ from: [{{ ipBlock: {{ cidr: 192.0.2.12/32 }} }}] }}] }}");
     let compiled = world().with(agent).with(&policy("p", &block)).on("node-a");
     assert!(compiled.ingress("x/a", "192.0.2.12", TCP, 80).0);
+}
+
+#[test]
+fn an_audited_policy_denies_nothing_and_names_itself_where_it_would_have() {
+    let audited = "
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: { namespace: x, name: trial, annotations: { sluicegate.dev/enforcement: audit } }
+spec: { podSelector: { matchLabels: { pod: a } }, ingress: [{ ports: [{ port: 80 }] }] }
+";
+    let compiled = world().with(audited).on("node-a");
+    let decided = compiled.decide(Direction::Ingress, "x/a", XB, TCP, 81);
+    assert!(decided.audit && decided.allow);
+    assert_eq!(compiled.named(decided), named(true, "NetworkPolicy/x/trial"));
+    assert!(!compiled.decide(Direction::Ingress, "x/a", XB, TCP, 80).audit);
+    let enforced =
+        world().with(audited).with(&policy("deny", "{ podSelector: {}, policyTypes: [Ingress] }")).on("node-a");
+    assert_eq!(enforced.ingress("x/a", XB, TCP, 81), named(false, "isolation"), "another policy still isolates");
+    assert_eq!(enforced.ingress("x/a", XB, TCP, 80), named(true, "NetworkPolicy/x/trial"), "and what it allows counts");
+
+    let guard = "
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: { name: guard, annotations: { sluicegate.dev/enforcement: audit } }
+spec:
+  { tier: Admin, priority: 1, subject: { namespaces: {} }, ingress: [{ action: Deny, from: [{ namespaces: {} }] }] }
+";
+    let compiled = world().with(guard).on("node-a");
+    let decided = compiled.decide(Direction::Ingress, "x/a", XB, TCP, 81);
+    assert_eq!((decided.audit, compiled.named(decided)), (true, named(true, "ClusterNetworkPolicy/guard#ingress[0]")));
 }
 
 #[test]

@@ -221,6 +221,7 @@ fn network_policy(index: usize) -> impl Strategy<Value = NetworkPolicy> {
         ingress,
         egress,
         fail_closed: FailClosed::default(),
+        audit: false,
     })
 }
 
@@ -249,6 +250,7 @@ fn cluster_policy(index: usize) -> impl Strategy<Value = ClusterNetworkPolicy> {
             ingress,
             egress,
             fail_closed: FailClosed::default(),
+            audit: false,
         },
     )
 }

@@ -58,3 +58,44 @@ impl Egress {
         self.rules.get(&pod)?.iter().find(|rule| rule.covers(destination))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::Prefix;
+
+    fn net(a: [u8; 4], len: u8) -> Prefix {
+        Prefix::new(Address::v4(a), len).unwrap()
+    }
+
+    fn rule(name: &str, to: Option<&[Prefix]>, not: &[Prefix]) -> EgressRule {
+        EgressRule {
+            name: name.into(),
+            destinations: to.map(|nets| Arc::new(Lpm::from_entries(nets.iter().map(|n| (*n, true))))),
+            excluded: Arc::new(Lpm::from_entries(not.iter().map(|n| (*n, ())))),
+            path: EgressPath::Here,
+            address: Address::v4([192, 0, 2, 50]),
+        }
+    }
+
+    #[test]
+    fn an_exception_counts_with_and_without_destinations() {
+        let hole = net([198, 51, 100, 7], 32);
+        for to in [None, Some([net([198, 51, 100, 0], 24)].as_slice())] {
+            let rule = rule("r", to, &[hole]);
+            assert!(rule.covers(Address::v4([198, 51, 100, 8])));
+            assert!(!rule.covers(Address::v4([198, 51, 100, 7])));
+        }
+    }
+
+    #[test]
+    fn the_first_rule_that_covers_is_used() {
+        let pod = Address::v4([10, 244, 1, 5]);
+        let rules = vec![rule("narrow", Some(&[net([198, 51, 100, 0], 24)]), &[]), rule("wide", None, &[])];
+        let egress = Egress { rules: [(pod, rules)].into_iter().collect(), addresses: vec![] };
+        let name = |to| egress.rule(pod, Address::v4(to)).map(|r| r.name.to_string());
+        assert_eq!(name([198, 51, 100, 1]).as_deref(), Some("narrow"));
+        assert_eq!(name([203, 0, 113, 1]).as_deref(), Some("wide"));
+        assert!(egress.rule(Address::v4([10, 244, 1, 6]), Address::v4([203, 0, 113, 1])).is_none());
+    }
+}

@@ -202,3 +202,71 @@ impl Hop {
         hop.stamped()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Address;
+
+    fn spec(peer: &str, own: &str) -> TunnelSpec {
+        let ip = |text: &str| Address::from(text.parse::<std::net::IpAddr>().unwrap());
+        TunnelSpec {
+            port: 0,
+            mtu: 1450,
+            outer_macs: ([1; 6], [2; 6]),
+            outer_addresses: (ip(peer), ip(own)),
+            vxlan_port: 4789,
+            vni: 0x0012_3456,
+            inner_macs: ([3; 6], [4; 6]),
+        }
+    }
+
+    #[test]
+    fn a_tunnel_over_ipv4_is_the_bytes_of_rfc_7348() {
+        let hop = Hop::tunnel(&spec("192.0.2.2", "192.0.2.1"));
+        let header = &hop.header[..usize::from(hop.header_len)];
+        assert_eq!(header.len(), 14 + 20 + 8 + 8 + 14);
+        assert_eq!(header[12..14], [0x08, 0x00]);
+        let outer = [0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0, 192, 0, 2, 1, 192, 0, 2, 2];
+        assert_eq!(header[14..34], outer, "DF, TTL 64, UDP, us to them");
+        assert_eq!(header[34..42], [0, 0, 0x12, 0xb5, 0, 0, 0, 0], "UDP to 4789, no checksum");
+        assert_eq!(header[42..50], [0x08, 0, 0, 0, 0x12, 0x34, 0x56, 0], "VNI flag, VNI");
+        assert_eq!(header[50..62], [3, 3, 3, 3, 3, 3, 4, 4, 4, 4, 4, 4]);
+        assert!(hop.outer_is_v4());
+    }
+
+    #[test]
+    fn the_partial_sum_is_the_ones_complement_sum_of_the_outer_header() {
+        for (peer, own) in [("192.0.2.2", "192.0.2.1"), ("255.255.255.254", "255.255.255.253"), ("0.0.0.1", "0.0.0.0")]
+        {
+            let hop = Hop::tunnel(&spec(peer, own));
+            let mut sum = 0u64;
+            for word in hop.header[14..34].chunks(2) {
+                sum += u64::from(u16::from_be_bytes([word[0], word[1]]));
+            }
+            assert_eq!(u64::from(hop.outer_sum), sum % 0xffff, "{peer}");
+        }
+    }
+
+    #[test]
+    fn a_tunnel_over_ipv6_names_udp_and_hop_limit() {
+        let hop = Hop::tunnel(&spec("2001:db8::2", "2001:db8::1"));
+        assert_eq!((hop.header_len, hop.header[14], hop.header[20], hop.header[21]), (84, 0x60, 17, 64));
+        assert!(!hop.outer_is_v4());
+    }
+
+    #[test]
+    fn versions_follow_the_content_and_are_never_zero() {
+        let hop = |port, mtu| Hop::ethernet(HopKind::Pod, port, mtu, [1; 6], [2; 6]);
+        assert_eq!(hop(1, 1450).version, hop(1, 1450).version);
+        assert_ne!(hop(1, 1450).version, hop(1, 1430).version);
+        assert_ne!(hop(1, 1450).version, hop(2, 1450).version);
+        assert_ne!(Hop::unresolved(0, 1500).version, 0);
+    }
+
+    #[test]
+    fn more_hops_than_a_number_can_name_are_refused() {
+        let list = vec![Hop::unresolved(0, 1500); MAX_HOPS + 1];
+        assert!(matches!(Hops::try_new(list), Err(TableError::TooMany { what: "hops", .. })));
+    }
+}

@@ -78,3 +78,40 @@ impl Pods {
         self.slots.iter().flatten()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hops::HopId;
+
+    fn pod(port: u16, last: u8) -> Arc<Pod> {
+        Arc::new(Pod {
+            name: format!("ns/p{port}").into(),
+            port,
+            worker: 0,
+            mac: [2; 6],
+            addresses: vec![Address::v4([10, 244, 1, last])],
+            extra_sources: vec![],
+            ingress: None,
+            egress: None,
+            hop: HopId(1),
+        })
+    }
+
+    #[test]
+    fn a_pod_is_found_by_port_and_by_address() {
+        let pods = Pods::new([(pod(7, 5), 70), (pod(2, 6), 20)]);
+        assert_eq!(pods.by_port(7).map(|p| p.port), Some(7));
+        assert_eq!(pods.by_address(Address::v4([10, 244, 1, 6])).map(|p| p.port), Some(2));
+        assert!(pods.by_port(3).is_none() && pods.by_port(60_000).is_none());
+        assert!(pods.by_address(Address::v4([10, 244, 1, 7])).is_none());
+        assert_eq!(pods.iter().map(|p| p.port).collect::<Vec<_>>(), [2, 7]);
+    }
+
+    #[test]
+    fn where_no_pod_is_the_version_is_zero() {
+        let pods = Pods::new([(pod(2, 5), 20)]);
+        assert_eq!(pods.versions(), [0, 0, 20]);
+        assert_eq!(Pods::default().versions(), [0u32; 0]);
+    }
+}

@@ -107,3 +107,44 @@ impl Policy {
         if rule == RuleId::NONE { None } else { self.names.get(rule.0 as usize) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALLOWED: Decision = Decision { allow: true, audit: false, rule: RuleId(2) };
+    const DENIED: Decision = Decision { allow: false, audit: false, rule: RuleId::ISOLATION };
+
+    fn policy() -> Policy {
+        let closed = PortMap { tcp: vec![(0, DENIED)], udp: vec![(0, DENIED)], sctp: vec![(0, DENIED)], other: DENIED };
+        let http = PortMap { tcp: vec![(0, DENIED), (80, ALLOWED), (81, DENIED)], ..closed.clone() };
+        let set = PolicySet { default: 0, by_identity: [(IdentityId(7), 1)].into_iter().collect() };
+        Policy {
+            sets: vec![Arc::new(set)],
+            maps: vec![Arc::new(closed), Arc::new(http)],
+            names: vec!["".into(), "isolation".into(), "NetworkPolicy/ns/web".into()],
+        }
+    }
+
+    #[test]
+    fn an_interval_holds_from_its_port_up_to_the_next() {
+        let (policy, set) = (policy(), Some(PolicySetId(0)));
+        let tcp = |port| policy.decide(set, IdentityId(7), 6, port).allow;
+        assert_eq!([0, 79, 80, 81, 65_535].map(tcp), [false, false, true, false, false]);
+        assert!(!policy.decide(set, IdentityId(7), 17, 80).allow && !policy.decide(set, IdentityId(7), 1, 80).allow);
+        assert_eq!(policy.decide(set, IdentityId(8), 6, 80), DENIED, "an identity without an entry");
+    }
+
+    #[test]
+    fn without_a_set_everything_passes_and_an_unknown_set_denies() {
+        assert_eq!(policy().decide(None, IdentityId(7), 6, 1), Decision::UNSELECTED);
+        assert_eq!(policy().decide(Some(PolicySetId(9)), IdentityId(7), 6, 80), DENIED);
+    }
+
+    #[test]
+    fn no_rule_has_no_name() {
+        assert_eq!(policy().name(RuleId::NONE), None);
+        assert_eq!(policy().name(RuleId::ISOLATION).map(|n| &**n), Some("isolation"));
+        assert_eq!(policy().name(RuleId(99)), None);
+    }
+}

@@ -80,3 +80,42 @@ impl Routes {
         self.gateways[family as usize]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> Address {
+        text.parse::<std::net::IpAddr>().unwrap().into()
+    }
+
+    fn routes() -> Routes {
+        let net = |a: &str, len| Prefix::new(ip(a), len).unwrap();
+        Routes {
+            cluster: Lpm::from_entries([
+                (net("10.244.0.0", 16), Route::Nowhere),
+                (net("10.244.2.0", 24), Route::Tunnel(HopId(3))),
+            ]),
+            on_link: Lpm::from_entries([(net("192.0.2.0", 24), ())]),
+            neighbours: [(ip("192.0.2.9"), HopId(5))].into_iter().collect(),
+            gateways: [Some(HopId(4)), None],
+            peers: HashMap::new(),
+        }
+    }
+
+    #[test]
+    fn the_cluster_goes_before_neighbours_before_the_gateway() {
+        let at = |to: &str| routes().lookup(ip(to));
+        assert_eq!(at("10.244.2.1"), Some(Route::Tunnel(HopId(3))));
+        assert_eq!(at("10.244.3.1"), Some(Route::Nowhere));
+        assert_eq!(at("192.0.2.9"), Some(Route::External(HopId(5))));
+        assert_eq!(at("192.0.2.10"), Some(Route::Unresolved));
+        assert_eq!(at("198.51.100.1"), Some(Route::External(HopId(4))));
+        assert_eq!(at("2001:db8::1"), None, "a family without a gateway");
+    }
+
+    #[test]
+    fn asked_for_directly_the_cluster_does_not_count() {
+        assert_eq!(routes().external(ip("10.244.2.1")), Some(Route::External(HopId(4))));
+    }
+}

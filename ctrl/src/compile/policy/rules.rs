@@ -62,7 +62,7 @@ impl Drafted {
         };
         let ingress = direction(&policy.ingress, policy.fail_closed.ingress);
         let egress = direction(&policy.egress, policy.fail_closed.egress);
-        Drafted { tier: Tier::Namespaced, audit: false, ingress, egress, name }
+        Drafted { tier: Tier::Namespaced, audit: policy.audit, ingress, egress, name }
     }
 
     pub fn of_cluster(policy: &ClusterNetworkPolicy) -> Drafted {
@@ -90,7 +90,7 @@ impl Drafted {
         let name = format!("ClusterNetworkPolicy/{}", policy.name).into();
         let ingress = direction(&policy.ingress, "ingress");
         let egress = direction(&policy.egress, "egress");
-        Drafted { tier, audit: false, ingress, egress, name }
+        Drafted { tier, audit: policy.audit, ingress, egress, name }
     }
 }
 
