@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod bench;
+pub mod cli;
 pub mod daemon;
 pub mod metrics;
 pub mod replay;

@@ -14,7 +14,8 @@ mod scenario;
 pub use scenario::Scenario;
 
 use anyhow::{Result, bail};
-use clap::{Args, Subcommand, ValueEnum};
+use crate::cli::output::Format;
+use clap::{Args, Subcommand};
 use comfy_table::{Table, presets::NOTHING};
 use rig::{Rig, Spent};
 use serde::Serialize;
@@ -35,18 +36,6 @@ pub struct BenchArgs {
 enum What {
     /// Runs packets through the whole pipeline in memory and says what one costs.
     Pipeline(Options),
-}
-
-/// How a result is printed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum Output {
-    /// For people.
-    #[default]
-    Table,
-    /// One object.
-    Json,
-    /// The same as YAML.
-    Yaml,
 }
 
 /// What to measure.
@@ -77,9 +66,6 @@ pub struct Options {
     /// Rules of the policy that selects the pods, in each direction.
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     pub rules: u32,
-    /// How to print the result.
-    #[arg(short, long, value_enum, default_value_t)]
-    pub output: Output,
 }
 
 /// What was measured. Times are thread CPU time unless they say otherwise.
@@ -132,13 +118,13 @@ pub struct Report {
 }
 
 /// Runs the benchmark that the arguments ask for and prints its report.
-pub fn main(args: &BenchArgs) -> Result<()> {
+pub fn main(args: &BenchArgs, format: Format) -> Result<()> {
     let What::Pipeline(options) = &args.what;
     let report = run(options)?;
-    match options.output {
-        Output::Json => println!("{}", serde_json::to_string(&report)?),
-        Output::Yaml => print!("{}", serde_yaml_ng::to_string(&report)?),
-        Output::Table => println!("{}", table(&report)?),
+    match format {
+        Format::Json => println!("{}", serde_json::to_string(&report)?),
+        Format::Yaml => print!("{}", serde_yaml_ng::to_string(&report)?),
+        Format::Table => println!("{}", table(&report)?),
     }
     Ok(())
 }
@@ -280,7 +266,6 @@ mod tests {
             new: false,
             family: 4,
             rules: 10,
-            output: Output::Json,
         }
     }
 

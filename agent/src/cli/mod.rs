@@ -10,7 +10,7 @@ mod failure;
 mod flows;
 mod listings;
 mod observe;
-mod output;
+pub mod output;
 mod pod;
 pub mod policy;
 mod replay;
@@ -79,6 +79,8 @@ enum Command {
     Policy(policy::PolicyCommand),
     /// Runs captures through the pipeline of a node, offline.
     Replay(replay::ReplayArgs),
+    /// Measures the packet path in memory.
+    Bench(crate::bench::BenchArgs),
 }
 
 /// Runs the program.
@@ -110,6 +112,9 @@ fn run(cli: Cli, output: &Output) -> Done {
         Command::Pod(command) => pod::run(&agent(), command, output),
         Command::Policy(command) => policy::run(command, output),
         Command::Replay(args) => replay::run(args),
+        Command::Bench(args) => {
+            crate::bench::main(&args, cli.shared.format).map_err(|error| Failure::usage(format_args!("{error:#}")))
+        }
     }
 }
 
