@@ -272,9 +272,9 @@ fn resolve_checksum(item: &mut Item) {
 fn outer_checksum_is_right(item: &mut Item) -> bool {
     use sluice_wire::checksum::{Sum, SumWalk};
     let packet = item.meta.packet;
-    if let Checksum::Partial { .. } = item.frame.checksum {
-        // Our neighbour is a kernel on the same machine that left the sum to a device that never was. The inner packet is
-        // complete then: a stack computes it before it wraps the packet when it offloads the outer sum.
+    if matches!(item.frame.checksum, Checksum::Partial { .. } | Checksum::Unknown) {
+        // Our neighbour is a kernel on the same machine that left a sum to a device that never was: the outer one, or the
+        // inner one, on which the outer one then rests (local checksum offload). Nothing was on a wire.
         item.frame.checksum = Checksum::Unknown;
         return true;
     }

@@ -259,7 +259,7 @@ impl Pipeline {
             item.refuse(Reason::Malformed);
             return None;
         };
-        if !is_sane_source(tuple.source) {
+        if !is_sane_source(tuple.source) && !super::egress::is_group(tuple.destination) {
             item.refuse(Reason::Malformed);
             return None;
         }

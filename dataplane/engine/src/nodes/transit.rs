@@ -4,7 +4,7 @@ use super::egress::is_group;
 use super::plan::{Plan, Way};
 use super::service::{Client, Found};
 use crate::flow::{Next, Side, Tuple};
-use crate::item::{Fate, Item, Role};
+use crate::item::Item;
 use crate::pipeline::Pipeline;
 use crate::reason::Reason;
 use sluice_tables::node::{GATEWAY_V4, GATEWAY_V6};
@@ -177,10 +177,7 @@ impl Pipeline {
         match self.serve(item, &tuple, Client::Inside) {
             Found::Settled => None,
             Found::Backend { backend, slot } => self.host_to_backend(item, tuple, backend, slot),
-            Found::Nothing => {
-                self.host_to_pod(item, tuple);
-                None
-            }
+            Found::Nothing => self.host_to_pod(item, tuple),
         }
     }
 
@@ -231,17 +228,42 @@ impl Pipeline {
         })
     }
 
-    /// The host to a pod: no translation, so no flow is kept for it here; the pod's ingress half keeps one.
-    fn host_to_pod(&mut self, item: &mut Item, tuple: Tuple) {
+    /// The host to a pod. A flow is kept although nothing need be translated: the host may use one port towards a Service
+    /// and towards a pod behind it, and only the flows tell their replies apart.
+    fn host_to_pod(&mut self, item: &mut Item, tuple: Tuple) -> Option<Plan> {
+        if self.cannot_begin(item) {
+            return None;
+        }
         let tables = self.tables.clone();
-        if let Some(pod) = tables.pods.by_address(tuple.destination) {
-            item.meta.peer = 0;
-            return self.continue_as(item, Role::Ingress, pod.port, pod.worker);
+        let forward = if let Some(pod) = tables.pods.by_address(tuple.destination) {
+            Way { next: Next::Pod, hop: pod.hop, aux: pod.port }
+        } else {
+            match tables.routes.lookup(tuple.destination) {
+                Some(Route::Tunnel(hop) | Route::PeerNode { tunnel: hop, .. }) => Way::send(hop),
+                _ => {
+                    item.refuse(Reason::NoRoute);
+                    return None;
+                }
+            }
+        };
+        let mut translated = tuple;
+        if !self.avoid_clash(&mut translated, 0, Side::To) {
+            item.refuse(Reason::SnatPortsExhausted);
+            return None;
         }
-        match tables.routes.lookup(tuple.destination) {
-            Some(Route::Tunnel(hop) | Route::PeerNode { tunnel: hop, .. }) => self.forward_plain(item, hop),
-            _ => item.refuse(Reason::NoRoute),
-        }
+        let back = Way::send(self.host_hop(item)?);
+        Some(Plan {
+            original: tuple,
+            translated,
+            reply_zone: 0,
+            reply_side: Side::To,
+            forward,
+            back,
+            pod: 0,
+            slot: 0,
+            rule: RuleId::NONE,
+            space: 0,
+        })
     }
 
     /// To the host, layer 3 unchanged.
@@ -250,19 +272,5 @@ impl Pipeline {
             item.meta.forwarded = true;
             self.send(item, hop);
         }
-    }
-
-    /// Sends a packet without a flow: TTL and size are checked here.
-    fn forward_plain(&mut self, item: &mut Item, hop: sluice_tables::HopId) {
-        let way = crate::flow::Common { hop: hop.0, ..Default::default() };
-        if !self.fits(item, &way) {
-            return;
-        }
-        self.lower_ttl(item);
-        if item.meta.packet.tcp_flags & 0x02 != 0 {
-            self.clamp_mss(item, &way);
-        }
-        self.send(item, hop);
-        debug_assert!(item.meta.fate != Fate::Pending);
     }
 }
