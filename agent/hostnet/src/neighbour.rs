@@ -111,7 +111,7 @@ mod tests {
         message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet([10, 0, 0, 1].into())));
         message.attributes.push(NeighbourAttribute::LinkLayerAddress(vec![2, 0, 10, 0, 0, 1]));
         let known = Some(Neighbour { address: [10, 0, 0, 1].into(), mac: [2, 0, 10, 0, 0, 1] });
-        use NeighbourState::*;
+        use NeighbourState::{Delay, Failed, Incomplete, Noarp, Permanent, Probe, Reachable, Stale};
         let states = [
             (Reachable, known),
             (Stale, known),
