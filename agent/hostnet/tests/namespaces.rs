@@ -274,6 +274,7 @@ fn reserved_ports_are_read_merged_written_and_cleared() {
 fn a_solicited_neighbour_appears_and_the_watch_tells() {
     let Some((node, peer)) = node_and_pod() else { return };
     node.ip("address add 192.0.2.1/24 dev host0");
+    // host0 is silent: without a link-local address the kernel asks in IPv6 only for a packet's sake.
     node.ip("address add 2001:db8::1/64 dev host0 nodad");
     peer.ip("address add 192.0.2.2/24 dev eth0");
     peer.ip("address add 2001:db8::2/64 dev eth0 nodad");
