@@ -53,7 +53,7 @@ pub(crate) fn held(netlink: &mut Netlink, link: &Interface) -> Result<Vec<Held>,
 /// Makes `wanted` the only addresses of the interface: adds what is missing, removes the rest.
 pub(crate) fn reconcile(netlink: &mut Netlink, link: &Interface, wanted: &[IpAddr]) -> Result<(), HostError> {
     let mut missing: Vec<IpAddr> = wanted.to_vec();
-    for held in self::held(netlink, link)? {
+    for held in held(netlink, link)? {
         let known = missing.iter().position(|&address| IpNet::from(address) == held.network && held.usable);
         if let Some(known) = known {
             missing.remove(known);

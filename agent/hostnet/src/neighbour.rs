@@ -2,7 +2,8 @@
 //!
 //! The uplink's neighbours are resolved by the kernel, which owns ARP and ND there; we read its answers.
 
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -10,11 +11,15 @@ use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::RouteType;
+use socket2::{Domain, Socket, Type};
 
 use crate::address::family;
 use crate::link::{self, Interface};
 use crate::netlink::Netlink;
-use crate::{HostError, Netns};
+use crate::{HostError, Netns, address};
+
+/// The port whose packets nobody answers.
+const DISCARD: u16 = 9;
 
 /// An address on a link and the MAC that answers for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -58,7 +63,18 @@ pub fn solicit(ns: &Netns, interface: &str, address: IpAddr) -> Result<(), HostE
         let mut entry = entry(&link, address);
         entry.header.flags = NeighbourFlags::Use;
         let operation = format!("ask for neighbour {address} on {interface}");
-        netlink.request(&operation, RouteNetlinkMessage::NewNeighbour(entry), NLM_F_CREATE | NLM_F_REPLACE).map(drop)
+        netlink.request(&operation, RouteNetlinkMessage::NewNeighbour(entry), NLM_F_CREATE | NLM_F_REPLACE)?;
+        if address.is_ipv4() || has_link_local(netlink, &link)? {
+            return Ok(());
+        }
+        // Without a packet to take the source from, the kernel asks with its link-local address only (ndisc_solicit) and
+        // there is none: give it a packet.
+        nudge(&link, address).map_err(|source| HostError::Kernel {
+            operation,
+            namespace: netlink.namespace().to_owned(),
+            source,
+            detail: "no link-local address, and no route to it over this interface".to_owned(),
+        })
     })
 }
 
@@ -69,6 +85,22 @@ pub(crate) fn fix(netlink: &mut Netlink, link: &Interface, address: IpAddr, mac:
     entry.attributes.push(NeighbourAttribute::LinkLayerAddress(mac.to_vec()));
     let operation = format!("add permanent neighbour {address} on {}", link.name);
     netlink.request(&operation, RouteNetlinkMessage::NewNeighbour(entry), NLM_F_CREATE | NLM_F_REPLACE).map(drop)
+}
+
+fn has_link_local(netlink: &mut Netlink, link: &Interface) -> Result<bool, HostError> {
+    let held = address::held(netlink, link)?;
+    Ok(held.iter().any(|held| matches!(held.network.addr(), IpAddr::V6(v6) if v6.is_unicast_link_local())))
+}
+
+/// Sends one empty datagram to the discard port (RFC 863) over the interface.
+fn nudge(link: &Interface, address: IpAddr) -> io::Result<()> {
+    let socket = Socket::new(Domain::for_address((address, DISCARD).into()), Type::DGRAM, None)?;
+    socket.bind_device(Some(link.name.as_bytes()))?;
+    let to = match address {
+        IpAddr::V4(v4) => SocketAddr::from((v4, DISCARD)),
+        IpAddr::V6(v6) => SocketAddrV6::new(v6, DISCARD, 0, link.index).into(),
+    };
+    socket.send_to(&[], &to.into()).map(drop)
 }
 
 fn entry(link: &Interface, address: IpAddr) -> NeighbourMessage {
@@ -111,7 +143,7 @@ mod tests {
         message.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet([10, 0, 0, 1].into())));
         message.attributes.push(NeighbourAttribute::LinkLayerAddress(vec![2, 0, 10, 0, 0, 1]));
         let known = Some(Neighbour { address: [10, 0, 0, 1].into(), mac: [2, 0, 10, 0, 0, 1] });
-        use NeighbourState::*;
+        use NeighbourState::{Delay, Failed, Incomplete, Noarp, Permanent, Probe, Reachable, Stale};
         let states = [
             (Reachable, known),
             (Stale, known),
