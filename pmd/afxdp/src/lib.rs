@@ -8,7 +8,10 @@
 //! driver on one of its queues. Control opens all three; a worker polls the queue.
 
 mod abi;
+pub mod attach;
+pub mod bind;
 pub mod device;
+mod gather;
 pub mod program;
 pub mod queue;
 mod ring;
@@ -16,9 +19,11 @@ mod socket;
 pub mod umem;
 pub mod watchdog;
 
+pub use attach::{AttachMode, Attached};
+pub use bind::{BindMode, QueueOptions};
 pub use device::{Device, DeviceError, Interface};
-pub use program::{AttachMode, Attached, Program, ProgramError, Steering, Verdicts};
-pub use queue::{BindMode, QueueOptions, XskQueue};
+pub use program::{Program, ProgramError, Steering, Verdicts};
+pub use queue::XskQueue;
 pub use socket::OpenError;
 pub use umem::Umem;
 pub use watchdog::{Stall, Watchdog};
