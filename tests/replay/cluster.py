@@ -268,10 +268,11 @@ def service(
         lines.append(
             f"  - {{ name: {proto.lower()}-{port}, protocol: {proto}, port: {port}, targetPort: {target}{extra} }}"
         )
+    policy = "RequireDualStack" if v4 and v6 else "SingleStack"
     return (
         f"apiVersion: v1\nkind: Service\nmetadata: {{ name: {name}, namespace: {namespace} }}\nspec:\n  type: {kind}\n"
         f'  clusterIP: "{v4 or v6}"\n  clusterIPs: [{ips}]\n  ipFamilies: [{families}]\n'
-        f"  ipFamilyPolicy: {'RequireDualStack' if v4 and v6 else 'SingleStack'}\n  selector: {{ {backends} }}\n  ports:\n"
+        f"  ipFamilyPolicy: {policy}\n  selector: {{ {backends} }}\n  ports:\n"
         + "\n".join(lines)
         + (f"\n{more.rstrip()}" if more else "")
     )

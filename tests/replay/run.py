@@ -13,8 +13,8 @@ import traceback
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 TOPICS = (
-    "overlay neighbours services backends intake external policy reject tiers spoofing egress masquerade errors checks size "
-    "fragments flows limits host cli"
+    "overlay neighbours services backends intake external policy reject tiers spoofing egress masquerade errors "
+    "checks size fragments flows limits host cli"
 ).split()
 
 

@@ -243,7 +243,8 @@ def namespaces(s, fam):
             """
   ingress:
   - from:
-    - namespaceSelector: { matchExpressions: [ { key: kubernetes.io/metadata.name, operator: NotIn, values: [default] } ] }
+    - namespaceSelector:
+        matchExpressions: [ { key: kubernetes.io/metadata.name, operator: NotIn, values: [default] } ]
       podSelector: { matchLabels: { app: e } }
 """,
         ),

@@ -80,7 +80,7 @@ def syn(sport, dport, mss, flags="S", ack=0):
 
 @each("The MSS of {0} SYN and SYN-ACK is lowered to fit {1}, both ways", FAMILIES, TARGETS)
 def clamp(s, fam, name):
-    # READING: where both kinds of underlay are in one cluster, the smaller MTU may hold for all; so they are kept apart.
+    # READING: with both kinds of underlay in one cluster the smaller MTU may hold for all; so they are kept apart.
     there = TARGETS[name]
     node, mtu = sizes(fam, there)
     s.given(world(nodes=[NODE_A, node], pods=[POD_A, there]))
