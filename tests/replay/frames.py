@@ -133,7 +133,7 @@ def difference(expected, got):
     lines = []
     for title, data in (("expected", expected), ("got", got)):
         try:
-            words = Ether(data).summary()
+            words = Ether(data).summary() if data else "nothing"
         except Exception as error:  # a dissector that stumbles must not hide the bytes
             words = f"scapy cannot read it: {error}"
         lines += [f"{title} ({len(data)} bytes): {words}", hexdump(data, marks)]

@@ -96,7 +96,8 @@ def read_result(story, out):
         raise Failed("no verdicts.jsonl")
     try:
         verdicts = [json.loads(line) for line in files["verdicts.jsonl"].decode().splitlines()]
-        names = {file_name(port): port for port in output_ports(story)}
+        ports = {"uplink0", "host", *story.ports(), *(port for line in verdicts for port in line.get("tx", []))}
+        names = {file_name(port): port for port in ports}  # a file that no line speaks of keeps its own name
         outputs = {}
         for name in files:
             if name.endswith(".pcap"):
@@ -104,12 +105,6 @@ def read_result(story, out):
     except (ValueError, capture.BadCapture) as error:
         raise Failed(str(error)) from None
     return Result(verdicts, outputs, files)
-
-
-def output_ports(story):
-    """Ports a story may see frames on; a file with another name shows under that name, as a mismatch."""
-    named = {port for step in story.steps for port in (step.out or {})}
-    return named | set(story.ports()) | {"uplink0", "host"}
 
 
 class Ideal:
@@ -131,11 +126,18 @@ class Ideal:
                 outputs.setdefault(port, []).extend((step.at, frame) for frame in data)
             verdict = sorted(step.verdicts)[0]
             reason = first(step.reasons) if step.reasons is not SOME else "Malformed"
-            verdicts.append({
-                "n": index, "port": step.port, "verdict": verdict,
-                "reason": reason or ("NoRoute" if verdict == "dropped" else None), "tx": sorted(sent),
-                "policy": first(step.policy), "service": first(step.service), "backend": backend,
-            })
+            verdicts.append(
+                {
+                    "n": index,
+                    "port": step.port,
+                    "verdict": verdict,
+                    "reason": reason or ("NoRoute" if verdict == "dropped" else None),
+                    "tx": sorted(sent),
+                    "policy": first(step.policy),
+                    "service": first(step.service),
+                    "backend": backend,
+                }
+            )
         return Result(verdicts, outputs, {})
 
 
@@ -164,8 +166,11 @@ def tell(program, story, folder):
             runs = [("--workers 3", ("--workers", "3"))] + ([("a second run", ())] if story.twice else [])
             for what, extra in runs:
                 other = program.replay(story, frames, folder, "out-again", extra)
-                changed = [name for name in sorted(result.files.keys() | other.files.keys())
-                           if result.files.get(name) != other.files.get(name)]
+                changed = [
+                    name
+                    for name in sorted(result.files.keys() | other.files.keys())
+                    if result.files.get(name) != other.files.get(name)
+                ]
                 if changed:
                     problems.append(f"{what} gives other bytes in {', '.join(changed)}")
     except Failed as error:

@@ -12,7 +12,10 @@ import traceback
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
-TOPICS = "overlay neighbours services external policy tiers egress masquerade errors checks size fragments flows host cli".split()
+TOPICS = (
+    "overlay neighbours services backends intake external policy reject tiers spoofing egress masquerade errors "
+    "checks size fragments flows limits host cli"
+).split()
 
 
 def find_scapy():
@@ -134,8 +137,7 @@ def main():
     failed = 0
     publish(stories)  # before the fork
     with multiprocessing.get_context("fork").Pool(max(1, options.parallel)) as pool:
-        pending = [(item, pool.apply_async(tell_by_index, (index, options)))
-                   for index, item in enumerate(stories)]
+        pending = [(item, pool.apply_async(tell_by_index, (index, options))) for index, item in enumerate(stories)]
         for item, answer in pending:
             problems, folder = answer.get()
             failed += bool(problems)

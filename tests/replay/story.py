@@ -1,8 +1,8 @@
 """What a story is: objects, packets in, and for each packet what must come of it.
 
 A story's expected frames are built by hand with scapy. Where the contract leaves a field free (the outer source
-port, a SNAT port) the builder asks its `View` for it: `view.pick(name, field, low, high)` reads the field from the frame
-under test, holds it to the range and to the value the same name had before, and the rest of the frame, checksums
+port, a SNAT port) the builder asks its `View` for it: `view.pick(name, field, low, high)` reads the field from the
+frame under test, holds it to the range and to the value the same name had before, and the rest of the frame, checksums
 included, is then built around it and compared byte for byte. A packet that needs a picked value (the reply to a
 masqueraded flow) is a callable too: the story is replayed up to there, the value learned, and replayed further.
 That is sound because a replay is deterministic, which every story checks as well.
@@ -43,17 +43,24 @@ class View:
             raise Unbound(name)
         return self.bound[name]
 
-    def pick(self, name, where, low, high, ideal=None):
+    def pick(self, name, where, low, high, ideal=None, unlike=()):
         """The number at `where` in the frame under test, between `low` and `high`, always the same for one `name`.
 
-        `name` None: range only. Without a frame under test: what was picked before, else `ideal`, else `low`.
+        `name` None: range only. `unlike`: names whose values it must not have. Without a frame under test: what was
+        picked before, else `ideal`, else the lowest that is allowed.
         """
+        taken = {self.bound[other] for other in unlike if other != name and other in self.bound}
         if self.got is None:
-            value = self.bound.get(name, low if ideal is None else ideal)
+            free = low if ideal is None else ideal
+            while free in taken:
+                free += 1
+            value = self.bound.get(name, free)
         else:
             value = field(self.got, where)
             if not low <= value <= high:
                 raise Mismatch(f"{where} is {value}, outside {low}-{high}")
+            if value in taken:
+                raise Mismatch(f"{where} is {value}, which another flow to the same place has already")
         return self._bind(name, where, value)
 
     def choose(self, name, where, values):
@@ -206,7 +213,7 @@ class Step:
 
 
 class Group:
-    """Stands for all frames that a step sends on one port: `check(frames, view)` returns problems, `ideal(view)` frames."""
+    """Stands for all frames of a step on one port: `check(frames, view)` returns problems, `ideal(view)` frames."""
 
     def __init__(self, check, ideal):
         self.check, self.ideal = check, ideal
@@ -268,7 +275,17 @@ class Story:
         for index, step in enumerate(self.steps[:count]):
             for problem in self._judge_step(index, step, result, taken, bound):
                 problems.append(f"packet {index} ({step.port}): {problem}")
+        for port, counts in taken.items():
+            for when, count in counts.items():
+                left = sum(when == at for at, _ in result.outputs[port]) - count
+                if count and left or not count and when in self._shared_times():
+                    problems.append(f"{port}: {left} frames more than the packets of {when} µs should have caused")
         return problems, bound
+
+    def _shared_times(self):
+        """Times that more than one packet has: only there frames are told apart by counting."""
+        times = [step.at for step in self.steps]
+        return {when for when in times if times.count(when) > 1}
 
     def _judge_step(self, index, step, result, taken, bound):
         line = result.verdicts[index]
@@ -278,7 +295,7 @@ class Story:
             return
         yield from self._judge_line(index, step, line)
         sent = {}
-        shared = any(other.at == step.at for other in self.steps if other is not step)
+        shared = step.at in self._shared_times()
         for port, frames in result.outputs.items():
             mine = [data for when, data in frames if when == step.at]
             if shared and mine:
@@ -347,7 +364,11 @@ def said(wanted):
         return "anything"
     if wanted is SOME:
         return "any but null"
-    return " or ".join(map(str, sorted(wanted, key=str))) if isinstance(wanted, (set, frozenset, tuple, list)) else str(wanted)
+    return (
+        " or ".join(map(str, sorted(wanted, key=str)))
+        if isinstance(wanted, (set, frozenset, tuple, list))
+        else str(wanted)
+    )
 
 
 def story(title):

@@ -6,7 +6,8 @@ from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
-from model import (FAMILIES, GATEWAY_MAC, NODE_A, NODE_B, POD_A, POD_B, POD_C, TCP_, UDP_, V4, V6, WORLD, tunnelled)
+from cluster import FAMILIES, GATEWAY_MAC, NODE_A, NODE_B, POD_A, POD_B, POD_C, TCP_, UDP_, V4, V6, WORLD
+from model import tunnelled
 from story import Padded, each, story
 
 
@@ -27,6 +28,7 @@ def patched(packet, at, new):
 def resummed(data):
     """An IPv4 packet with a header checksum that is right for its 20 bytes whatever they say."""
     from frames import ones_sum
+
     data = bytearray(data)
     data[10:12] = b"\0\0"
     data[10:12] = struct.pack("!H", ones_sum(bytes(data[: max(20, (data[0] & 15) * 4)])))
@@ -82,8 +84,13 @@ def cut_tunnel(s):
     def cut(view, keep):
         frame = whole(view)
         inner = bytes(frame[Raw].load)[:keep]
-        return frame[Ether].__class__(src=frame.src, dst=frame.dst) / IP(
-            src=NODE_B.v4, dst=NODE_A.v4, flags="DF") / UDP(sport=50123, dport=4789, chksum=0) / Raw(inner)
+        return (
+            frame[Ether].__class__(src=frame.src, dst=frame.dst)
+            / IP(src=NODE_B.v4, dst=NODE_A.v4, flags="DF")
+            / UDP(sport=50123, dport=4789, chksum=0)
+            / Raw(inner)
+        )
+
     for keep in (4, 8, 15, 22, 30, 41):
         s.send("uplink0", lambda view, keep=keep: cut(view, keep), broken=True).dropped("Malformed")
 
@@ -98,11 +105,13 @@ def bad_checksum(s):
         frame = bytes(tunnelled(NODE_B, NODE_A, V4.ip(POD_C, POD_A) / UDP_.opens(33000, 53))(view))
         at = 14 + 20 + 8 + 8 + 14 + 10
         return frame[:at] + bytes([frame[at] ^ 1]) + frame[at + 1 :]
+
     s.send("uplink0", inner, broken=True).dropped("BadChecksum")
 
     def outer(view):
         frame = bytes(tunnelled(NODE_B, NODE_A, V4.ip(POD_C, POD_A) / UDP_.opens(33000, 53))(view))
         return frame[:24] + bytes([frame[24] ^ 1]) + frame[25:]
+
     s.send("uplink0", outer, broken=True).dropped("BadChecksum")
 
 
@@ -111,7 +120,8 @@ def transport(s, fam):
     s.given(WORLD)
     for wrong in (UDP(sport=1, dport=2, chksum=0x1111) / Raw(b"x"), TCP(sport=1, dport=2, flags="S", chksum=0x2222)):
         s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, POD_B) / wrong), broken=True).forwarded(
-            POD_B.port, POD_B.gets(fam.ip(POD_A, POD_B, 63) / wrong))
+            POD_B.port, POD_B.gets(fam.ip(POD_A, POD_B, 63) / wrong)
+        )
 
 
 @each("TCP flags that make no sense are InvalidState over {0}", FAMILIES)
@@ -119,7 +129,8 @@ def flags(s, fam):
     s.given(WORLD)
     for index, bits in enumerate(("SF", "SR", "", "SFA", "SRA", "FSPU")):
         s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, POD_B) / TCP(sport=33000 + index, dport=80, flags=bits))).dropped(
-            "InvalidState")
+            "InvalidState"
+        )
 
 
 @each("Ethernet padding behind the packet does no harm over {0}", FAMILIES)
@@ -128,4 +139,5 @@ def padding(s, fam):
     s.given(WORLD)
     packet = UDP(sport=33000, dport=53) / Raw(b"x")
     s.send(POD_A.port, lambda view: bytes(POD_A.sends(fam.ip(POD_A, POD_B) / packet)(view)) + bytes(17)).forwarded(
-        POD_B.port, lambda view: Padded(POD_B.gets(fam.ip(POD_A, POD_B, 63) / packet)(view)))
+        POD_B.port, lambda view: Padded(POD_B.gets(fam.ip(POD_A, POD_B, 63) / packet)(view))
+    )

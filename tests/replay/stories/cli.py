@@ -2,7 +2,7 @@
 
 import os
 
-from model import NODE_A, POD_A, POD_C, UDP_, V4, WORLD
+from cluster import POD_A, POD_C, UDP_, V4, WORLD
 from program import write_folder
 from story import STORIES, Story
 
@@ -104,7 +104,10 @@ def missing_config(folder, arguments):
 
 @command("A configuration with all its fields ends with 0", 0)
 def full_config(folder, arguments):
-    return with_config(folder, arguments, """
+    return with_config(
+        folder,
+        arguments,
+        """
 node: node-a
 source: { kind: kubernetes }
 ports:
@@ -119,12 +122,15 @@ masquerade: { enabled: true, exclude: [10.0.0.0/8], ports: 40000-57343 }
 node_ports: 30000-32767
 flows:
   max: 1048576
-  timeouts: { tcp_established: 24h, tcp_handshake: 60s, tcp_closing: 120s, udp: 30s, udp_stream: 180s, icmp: 30s, sctp_established: 24h, other: 60s }
+  timeouts:
+    { tcp_established: 24h, tcp_handshake: 60s, tcp_closing: 120s, udp: 30s, udp_stream: 180s, icmp: 30s,
+      sctp_established: 24h, other: 60s }
 policy: { default_action: drop }
 socket: /run/sluicegate/sluiced.sock
 state_dir: /var/lib/sluicegate/node-a
 metrics: 127.0.0.1:9765
-""")
+""",
+    )
 
 
 @command("A capture that is not there ends with 2", 2)
@@ -161,20 +167,26 @@ def no_workers(folder, arguments):
 
 @command("A kind that we do not read is no error", 0)
 def foreign_kind(folder, arguments):
-    with_manifest(folder, "apiVersion: example.com/v1\nkind: Gadget\nmetadata: { name: x }\nspec: { anything: [goes] }\n")
+    with_manifest(
+        folder, "apiVersion: example.com/v1\nkind: Gadget\nmetadata: { name: x }\nspec: { anything: [goes] }\n"
+    )
     return arguments
 
 
 @command("An object that fails closed is no reason to exit", 0)
 def strange_object(folder, arguments):
-    with_manifest(folder, "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: { name: odd, namespace: default }\n"
-                          "spec: { podSelector: {}, shiny: 1 }\n")
+    with_manifest(
+        folder,
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: { name: odd, namespace: default }\n"
+        "spec: { podSelector: {}, shiny: 1 }\n",
+    )
     return arguments
 
 
 @command("An empty capture is fine", 0)
 def empty_capture(folder, arguments):
     import capture
+
     path = os.path.join(folder, "empty.pcap")
     capture.write(path, [])
     return [*arguments, "--rx", f"uplink0={path}"]

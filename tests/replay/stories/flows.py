@@ -3,8 +3,8 @@
 from scapy.layers.inet import TCP
 from scapy.packet import Raw
 
-from model import (FAMILIES, MASQUERADE, NODE_A, NODE_B, POD_A, POD_B, POD_C, PROTOCOLS, TCP_, UDP_, V4, V6, WORLD, service,
-                   tunnel, tunnelled)
+from cluster import FAMILIES, NODE_A, NODE_B, POD_A, POD_B, POD_C, TCP_, UDP_, V4, WORLD, service
+from model import MASQUERADE, tunnel, tunnelled
 from stories.policy import DENY_INGRESS
 from story import each, story
 
@@ -14,14 +14,16 @@ DNS = service("dns", "app: b", (("UDP", 53, 5353), ("TCP", 53, 5353)), VIP[False
 
 def ask(s, fam):
     s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, VIP[fam.six]) / UDP_.opens(33000, 53))).forwarded(
-        POD_B.port, POD_B.gets(fam.ip(POD_A, POD_B, 63) / UDP_.opens(33000, 5353)))
+        POD_B.port, POD_B.gets(fam.ip(POD_A, POD_B, 63) / UDP_.opens(33000, 5353))
+    )
 
 
 def answer(s, fam, alive=True):
     """The backend's answer: translated while the flow lives, a flow of its own after that."""
     src, sport = (VIP[fam.six], 53) if alive else (POD_B, 5353)
     s.send(POD_B.port, POD_B.sends(fam.ip(POD_B, POD_A) / UDP_.answers(5353, 33000))).forwarded(
-        POD_A.port, POD_A.gets(fam.ip(src, POD_A, 63) / UDP_.answers(sport, 33000)))
+        POD_A.port, POD_A.gets(fam.ip(src, POD_A, 63) / UDP_.answers(sport, 33000))
+    )
 
 
 @each("A UDP flow without an answer lives thirty seconds over {0}", FAMILIES)
@@ -92,15 +94,19 @@ def configured(s):
 def masqueraded(s, fam):
     s.given(WORLD)
     s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, fam.outside) / UDP_.opens(33000, 53))).forwarded(
-        "uplink0", NODE_A.sends(lambda view: fam.ip(NODE_A, fam.outside, 63)
-                                / UDP_.opens(view.pick("nat", "sport", *MASQUERADE), 53)))
+        "uplink0",
+        NODE_A.sends(
+            lambda view: fam.ip(NODE_A, fam.outside, 63) / UDP_.opens(view.pick("nat", "sport", *MASQUERADE), 53)
+        ),
+    )
     s.wait(25)
-    s.send("uplink0", NODE_A.hears(lambda view: fam.ip(fam.outside, NODE_A, 50)
-                                   / UDP_.answers(53, view["nat"]))).forwarded(
-        POD_A.port, POD_A.gets(fam.ip(fam.outside, POD_A, 49) / UDP_.answers(53, 33000)))
+    s.send(
+        "uplink0", NODE_A.hears(lambda view: fam.ip(fam.outside, NODE_A, 50) / UDP_.answers(53, view["nat"]))
+    ).forwarded(POD_A.port, POD_A.gets(fam.ip(fam.outside, POD_A, 49) / UDP_.answers(53, 33000)))
     s.wait(35)
-    s.send("uplink0", NODE_A.hears(lambda view: fam.ip(fam.outside, NODE_A, 50)
-                                   / UDP_.answers(53, view["nat"]))).goes_nowhere()
+    s.send(
+        "uplink0", NODE_A.hears(lambda view: fam.ip(fam.outside, NODE_A, 50) / UDP_.answers(53, view["nat"]))
+    ).goes_nowhere()
 
 
 def data(sport, dport, flags="PA", seq=5000, ack=7000):
@@ -111,11 +117,14 @@ def data(sport, dport, flags="PA", seq=5000, ack=7000):
 def picked_up(s, fam):
     s.given(WORLD)
     s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, POD_B) / data(33000, 80))).forwarded(
-        POD_B.port, POD_B.gets(fam.ip(POD_A, POD_B, 63) / data(33000, 80)))
+        POD_B.port, POD_B.gets(fam.ip(POD_A, POD_B, 63) / data(33000, 80))
+    )
     s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, POD_C) / data(33000, 80))).forwarded(
-        "uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_A, POD_C, 63) / data(33000, 80)))
+        "uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_A, POD_C, 63) / data(33000, 80))
+    )
     s.send("uplink0", tunnelled(NODE_B, NODE_A, fam.ip(POD_C, POD_A, 63) / data(34000, 80))).forwarded(
-        POD_A.port, POD_A.gets(fam.ip(POD_C, POD_A, 62) / data(34000, 80)))
+        POD_A.port, POD_A.gets(fam.ip(POD_C, POD_A, 62) / data(34000, 80))
+    )
 
 
 @each("Mid-stream TCP that policy forbids is not picked up over {0}", FAMILIES)
@@ -137,17 +146,30 @@ def connection(s, fam):
     s.given(WORLD, service("web", "app: c", (("TCP", 80, 8080),), VIP[False], VIP[True]))
     vip = VIP[fam.six]
     for direction, flags, seq, ack, load in (
-            (">", "S", 99, 0, b""), ("<", "SA", 499, 100, b""), (">", "A", 100, 500, b""), (">", "PA", 100, 500, b"GET"),
-            ("<", "A", 500, 103, b""), ("<", "PA", 500, 103, b"200 OK"), (">", "A", 103, 506, b""),
-            ("<", "FA", 506, 103, b""), (">", "A", 103, 507, b""), (">", "FA", 103, 507, b""), ("<", "A", 507, 104, b"")):
+        (">", "S", 99, 0, b""),
+        ("<", "SA", 499, 100, b""),
+        (">", "A", 100, 500, b""),
+        (">", "PA", 100, 500, b"GET"),
+        ("<", "A", 500, 103, b""),
+        ("<", "PA", 500, 103, b"200 OK"),
+        (">", "A", 103, 506, b""),
+        ("<", "FA", 506, 103, b""),
+        (">", "A", 103, 507, b""),
+        (">", "FA", 103, 507, b""),
+        ("<", "A", 507, 104, b""),
+    ):
+
         def made(sport, dport, flags=flags, seq=seq, ack=ack, load=load):
             return TCP(sport=sport, dport=dport, flags=flags, seq=seq, ack=ack) / Raw(load)
+
         if direction == ">":
             s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, vip) / made(33000, 80))).forwarded(
-                "uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_A, POD_C, 63) / made(33000, 8080)))
+                "uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_A, POD_C, 63) / made(33000, 8080))
+            )
         else:
             s.send("uplink0", tunnelled(NODE_B, NODE_A, fam.ip(POD_C, POD_A, 63) / made(8080, 33000))).forwarded(
-                POD_A.port, POD_A.gets(fam.ip(vip, POD_A, 62) / made(80, 33000)))
+                POD_A.port, POD_A.gets(fam.ip(vip, POD_A, 62) / made(80, 33000))
+            )
 
 
 @each("A reset from the backend reaches the client in the ClusterIP's name over {0}", FAMILIES)
@@ -155,9 +177,13 @@ def backend_reset(s, fam):
     s.given(WORLD, DNS)
     vip = VIP[fam.six]
     s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, vip) / TCP_.opens(33000, 53))).forwarded(
-        POD_B.port, POD_B.gets(fam.ip(POD_A, POD_B, 63) / TCP_.opens(33000, 5353)))
-    s.send(POD_B.port, POD_B.sends(fam.ip(POD_B, POD_A) / TCP(sport=5353, dport=33000, flags="RA", seq=0, ack=1001))).forwarded(
-        POD_A.port, POD_A.gets(fam.ip(vip, POD_A, 63) / TCP(sport=53, dport=33000, flags="RA", seq=0, ack=1001)))
+        POD_B.port, POD_B.gets(fam.ip(POD_A, POD_B, 63) / TCP_.opens(33000, 5353))
+    )
+    s.send(
+        POD_B.port, POD_B.sends(fam.ip(POD_B, POD_A) / TCP(sport=5353, dport=33000, flags="RA", seq=0, ack=1001))
+    ).forwarded(
+        POD_A.port, POD_A.gets(fam.ip(vip, POD_A, 63) / TCP(sport=53, dport=33000, flags="RA", seq=0, ack=1001))
+    )
 
 
 @story("The same input gives the same bytes twice")
@@ -167,7 +193,13 @@ def deterministic(s):
     for fam in FAMILIES:
         for sport in range(33000, 33020):
             s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, fam.outside) / UDP_.opens(sport, 53))).forwarded(
-                "uplink0", NODE_A.sends(lambda view, fam=fam, sport=sport: fam.ip(NODE_A, fam.outside, 63)
-                                        / UDP_.opens(view.pick(f"{fam}{sport}", "sport", *MASQUERADE), 53)))
+                "uplink0",
+                NODE_A.sends(
+                    lambda view, fam=fam, sport=sport: (
+                        fam.ip(NODE_A, fam.outside, 63)
+                        / UDP_.opens(view.pick(f"{fam}{sport}", "sport", *MASQUERADE), 53)
+                    )
+                ),
+            )
         ask(s, fam)
         answer(s, fam)

@@ -3,7 +3,8 @@
 from scapy.layers.inet import UDP
 from scapy.packet import Raw
 
-from model import (FAMILIES, MASQUERADE, NODE_A, NODE_B, POD_A, POD_B, POD_C, V4, V6, WORLD, service, tunnel, tunnelled)
+from cluster import FAMILIES, NODE_A, NODE_B, POD_A, POD_B, POD_C, V4, WORLD, service
+from model import MASQUERADE, tunnel, tunnelled
 from story import each, story
 
 VIP = {False: "10.96.0.10", True: "fd00:10:96::a"}
@@ -68,9 +69,19 @@ def out_of_order(s, fam):
 def masqueraded(s, fam):
     s.given(WORLD)
     for index, piece in enumerate(cut(fam, POD_A, fam.outside, 33000, 53)):
-        s.send(POD_A.port, POD_A.sends(piece)).forwarded("uplink0", NODE_A.sends(
-            lambda view, index=index: cut(fam, NODE_A, fam.outside,
-                                          view.pick("nat", "sport", *MASQUERADE) if index == 0 else view["nat"], 53, 63)[index]))
+        s.send(POD_A.port, POD_A.sends(piece)).forwarded(
+            "uplink0",
+            NODE_A.sends(
+                lambda view, index=index: cut(
+                    fam,
+                    NODE_A,
+                    fam.outside,
+                    view.pick("nat", "sport", *MASQUERADE) if index == 0 else view["nat"],
+                    53,
+                    63,
+                )[index]
+            ),
+        )
 
 
 @each("An overlapping fragment is Malformed over {0}", FAMILIES)
@@ -120,5 +131,51 @@ def ttl(s, fam):
     s.given(WORLD)
     first = cut(fam, POD_A, POD_C, 33000, 53)[0]
     s.send(POD_A.port, POD_A.sends(first)).forwarded(
-        "uplink0", tunnel(NODE_A, NODE_B, cut(fam, POD_A, POD_C, 33000, 53, 63)[0]))
+        "uplink0", tunnel(NODE_A, NODE_B, cut(fam, POD_A, POD_C, 33000, 53, 63)[0])
+    )
     s.send(POD_A.port, POD_A.sends(cut(fam, POD_A, POD_C, 33000, 53, 1)[1])).dropped("TtlExpired")
+
+
+@each("Fragments of an answer from outside find the pod, also when the first comes late, over {0}", FAMILIES)
+def answer_from_outside(s, fam):
+    s.given(WORLD)
+    question = UDP(sport=33000, dport=53) / Raw(b"a question")
+    s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, fam.outside) / question)).forwarded(
+        "uplink0",
+        NODE_A.sends(
+            lambda view: (
+                fam.ip(NODE_A, fam.outside, 63)
+                / UDP(sport=view.pick("nat", "sport", *MASQUERADE), dport=53)
+                / Raw(b"a question")
+            )
+        ),
+    )
+
+    def comes(index):
+        return NODE_A.hears(lambda view: cut(fam, fam.outside, NODE_A, 53, view["nat"], 50)[index])
+
+    out = [POD_A.gets(piece) for piece in cut(fam, fam.outside, POD_A, 53, 33000, 49)]
+    s.send("uplink0", comes(1)).held()
+    s.send("uplink0", comes(0)).forwarded(POD_A.port, out[0], out[1])
+    s.send("uplink0", comes(2)).forwarded(POD_A.port, out[2])
+
+
+@each("Fragments of a NodePort client reach a pod of another node over {0}", FAMILIES)
+def node_port(s, fam):
+    s.given(WORLD, service("web", "app: c", (("UDP", 53, 5353, 30053),), VIP[False], VIP[True], kind="NodePort"))
+    for index, piece in enumerate(cut(fam, fam.outside, NODE_A, 44000, 30053)):
+        s.send("uplink0", NODE_A.hears(piece)).forwarded(
+            "uplink0",
+            tunnel(
+                NODE_A,
+                NODE_B,
+                lambda view, index=index: cut(
+                    fam,
+                    NODE_A.overlay(fam.six),
+                    POD_C,
+                    view.pick("nat", "sport", *MASQUERADE) if index == 0 else view["nat"],
+                    5353,
+                    63,
+                )[index],
+            ),
+        )

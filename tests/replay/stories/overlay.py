@@ -1,12 +1,32 @@
 """Pod to pod: on one node, through the tunnel, and out of the tunnel again."""
 
-from scapy.layers.inet import ICMP, IP, TCP, UDP
-from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt
+from scapy.layers.inet import UDP
+from scapy.layers.inet6 import IPv6ExtHdrDestOpt
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
-from model import (FAMILIES, NODE_6, NODE_A, NODE_B, NODE_C, NODES, POD_A, POD_B, POD_C, POD_D, POD_F, POD_SIX, PROTOCOLS,
-                   UDP_, V4, V6, WORLD, Node, Pod, mac_of, tunnel, tunnelled)
+from cluster import (
+    FAMILIES,
+    NODE_6,
+    NODE_A,
+    NODE_B,
+    NODE_C,
+    POD_A,
+    POD_B,
+    POD_C,
+    POD_D,
+    POD_F,
+    POD_SIX,
+    PROTOCOLS,
+    UDP_,
+    V4,
+    V6,
+    WORLD,
+    Node,
+    Pod,
+    mac_of,
+)
+from model import tunnel, tunnelled
 from story import each, story
 
 
@@ -15,18 +35,22 @@ def local(s, proto, fam):
     s.given(WORLD)
     question, answer = proto.opens(33000, 8080), proto.answers(8080, 33000)
     s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, POD_B) / question)).forwarded(
-        POD_B.port, POD_B.gets(fam.ip(POD_A, POD_B, 63) / question))
+        POD_B.port, POD_B.gets(fam.ip(POD_A, POD_B, 63) / question)
+    )
     s.send(POD_B.port, POD_B.sends(fam.ip(POD_B, POD_A) / answer)).forwarded(
-        POD_A.port, POD_A.gets(fam.ip(POD_B, POD_A, 63) / answer))
+        POD_A.port, POD_A.gets(fam.ip(POD_B, POD_A, 63) / answer)
+    )
 
 
 @each("A pod pings a pod of its own node over {0}", FAMILIES)
 def local_echo(s, fam):
     s.given(WORLD)
     s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, POD_B) / fam.echo())).forwarded(
-        POD_B.port, POD_B.gets(fam.ip(POD_A, POD_B, 63) / fam.echo()))
+        POD_B.port, POD_B.gets(fam.ip(POD_A, POD_B, 63) / fam.echo())
+    )
     s.send(POD_B.port, POD_B.sends(fam.ip(POD_B, POD_A) / fam.echo_reply())).forwarded(
-        POD_A.port, POD_A.gets(fam.ip(POD_B, POD_A, 63) / fam.echo_reply()))
+        POD_A.port, POD_A.gets(fam.ip(POD_B, POD_A, 63) / fam.echo_reply())
+    )
 
 
 @each("A pod talks {0} over {1} to a pod of another node through the tunnel", PROTOCOLS, FAMILIES)
@@ -34,11 +58,14 @@ def remote(s, proto, fam):
     s.given(WORLD)
     question, answer = proto.opens(33000, 8080), proto.answers(8080, 33000)
     s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, POD_C) / question)).forwarded(
-        "uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_A, POD_C, 63) / question))
+        "uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_A, POD_C, 63) / question)
+    )
     s.send("uplink0", tunnelled(NODE_B, NODE_A, fam.ip(POD_C, POD_A, 63) / answer)).forwarded(
-        POD_A.port, POD_A.gets(fam.ip(POD_C, POD_A, 62) / answer))
+        POD_A.port, POD_A.gets(fam.ip(POD_C, POD_A, 62) / answer)
+    )
     s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, POD_C) / question)).forwarded(
-        "uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_A, POD_C, 63) / question))
+        "uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_A, POD_C, 63) / question)
+    )
 
 
 @each("A pod's flow begins on another node and arrives with {0} over {1}", PROTOCOLS, FAMILIES)
@@ -46,18 +73,22 @@ def arrives(s, proto, fam):
     s.given(WORLD)
     question, answer = proto.opens(33000, 8080), proto.answers(8080, 33000)
     s.send("uplink0", tunnelled(NODE_B, NODE_A, fam.ip(POD_C, POD_A, 63) / question)).forwarded(
-        POD_A.port, POD_A.gets(fam.ip(POD_C, POD_A, 62) / question))
+        POD_A.port, POD_A.gets(fam.ip(POD_C, POD_A, 62) / question)
+    )
     s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, POD_C) / answer)).forwarded(
-        "uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_A, POD_C, 63) / answer))
+        "uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_A, POD_C, 63) / answer)
+    )
 
 
 @each("A pod pings a pod of another node over {0}", FAMILIES)
 def remote_echo(s, fam):
     s.given(WORLD)
     s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, POD_C) / fam.echo())).forwarded(
-        "uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_A, POD_C, 63) / fam.echo()))
+        "uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_A, POD_C, 63) / fam.echo())
+    )
     s.send("uplink0", tunnelled(NODE_B, NODE_A, fam.ip(POD_C, POD_A, 63) / fam.echo_reply())).forwarded(
-        POD_A.port, POD_A.gets(fam.ip(POD_C, POD_A, 62) / fam.echo_reply()))
+        POD_A.port, POD_A.gets(fam.ip(POD_C, POD_A, 62) / fam.echo_reply())
+    )
 
 
 @each("A node of another subnet is reached through the gateway's MAC, {0} inside", FAMILIES)
@@ -65,7 +96,8 @@ def far(s, fam):
     s.given(WORLD)
     question = UDP_.opens(33000, 53)
     s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, POD_F) / question)).forwarded(
-        "uplink0", tunnel(NODE_A, NODE_C, fam.ip(POD_A, POD_F, 63) / question))
+        "uplink0", tunnel(NODE_A, NODE_C, fam.ip(POD_A, POD_F, 63) / question)
+    )
 
 
 @story("--gateway names the next hop for what leaves the subnet")
@@ -77,6 +109,7 @@ def gateway(s):
         made = tunnel(NODE_A, NODE_C, V4.ip(POD_A, POD_F, 63) / question)(view)
         made[Ether].dst = mac_of("192.168.50.254")
         return made
+
     s.send(POD_A.port, POD_A.sends(V4.ip(POD_A, POD_F) / question)).forwarded("uplink0", frame)
 
 
@@ -85,9 +118,11 @@ def six(s, fam):
     s.given(WORLD)
     question, answer = UDP_.opens(33000, 53), UDP_.answers(53, 33000)
     s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, POD_SIX) / question)).forwarded(
-        "uplink0", tunnel(NODE_A, NODE_6, fam.ip(POD_A, POD_SIX, 63) / question))
+        "uplink0", tunnel(NODE_A, NODE_6, fam.ip(POD_A, POD_SIX, 63) / question)
+    )
     s.send("uplink0", tunnelled(NODE_6, NODE_A, fam.ip(POD_SIX, POD_A, 63) / answer)).forwarded(
-        POD_A.port, POD_A.gets(fam.ip(POD_SIX, POD_A, 62) / answer))
+        POD_A.port, POD_A.gets(fam.ip(POD_SIX, POD_A, 62) / answer)
+    )
 
 
 @story("Over an IPv6 underlay the outer UDP checksum may be zero on arrival")
@@ -95,7 +130,8 @@ def six_zero(s):
     s.given(WORLD)
     question = UDP_.opens(33000, 53)
     s.send("uplink0", tunnelled(NODE_6, NODE_A, V4.ip(POD_SIX, POD_A, 63) / question, chksum=0), broken=True).forwarded(
-        POD_A.port, POD_A.gets(V4.ip(POD_SIX, POD_A, 62) / question))
+        POD_A.port, POD_A.gets(V4.ip(POD_SIX, POD_A, 62) / question)
+    )
 
 
 @story("Over an IPv4 underlay a right outer UDP checksum is taken, a wrong one is not")
@@ -108,21 +144,31 @@ def four_checksum(s):
         frame = tunnelled(NODE_B, NODE_A, inner)(view)
         frame[UDP].chksum = None
         return frame
+
     s.send("uplink0", right).forwarded(POD_A.port, POD_A.gets(V4.ip(POD_C, POD_A, 62) / question))
     # READING: "on arrival zero or right" makes any other value a BadChecksum (or Malformed).
-    s.send("uplink0", tunnelled(NODE_B, NODE_A, inner, chksum=0x1234), broken=True).dropped({"BadChecksum", "Malformed"})
+    s.send("uplink0", tunnelled(NODE_B, NODE_A, inner, chksum=0x1234), broken=True).dropped(
+        {"BadChecksum", "Malformed"}
+    )
 
 
 @story("A peer with the vtep-mac annotation gets that MAC inside the tunnel")
 def vtep(s):
-    foreign = Node("node-x", "192.168.50.30", "2001:db8:50::30", "10.244.30.0/24", "fd00:10:244:30::/64",
-                   annotations='sluicegate.dev/vtep-mac: "5e:11:22:33:44:55"')
+    foreign = Node(
+        "node-x",
+        "192.168.50.30",
+        "2001:db8:50::30",
+        "10.244.30.0/24",
+        "fd00:10:244:30::/64",
+        annotations='sluicegate.dev/vtep-mac: "5e:11:22:33:44:55"',
+    )
     there = Pod("x", foreign, "10.244.30.10", "fd00:10:244:30::10")
     s.given(WORLD, foreign.yaml(), there.yaml())
     question = UDP_.opens(33000, 53)
     for fam in FAMILIES:
         s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, there) / question)).forwarded(
-            "uplink0", tunnel(NODE_A, foreign, fam.ip(POD_A, there, 63) / question, vtep="5e:11:22:33:44:55"))
+            "uplink0", tunnel(NODE_A, foreign, fam.ip(POD_A, there, 63) / question, vtep="5e:11:22:33:44:55")
+        )
 
 
 @story("DSCP and ECN are copied to the outer header, of whichever family")
@@ -132,17 +178,31 @@ def encap_tos(s):
         for index, tos in enumerate((0x00, 0x01, 0x02, 0x03, 0xB8, 0xBA, 0x2B)):
             packet = UDP_.opens(33000 + index, 53)
             s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, POD_C, tos=tos) / packet)).forwarded(
-                "uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_A, POD_C, 63, tos=tos) / packet))
+                "uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_A, POD_C, 63, tos=tos) / packet)
+            )
             s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, POD_SIX, tos=tos) / packet)).forwarded(
-                "uplink0", tunnel(NODE_A, NODE_6, fam.ip(POD_A, POD_SIX, 63, tos=tos) / packet))
+                "uplink0", tunnel(NODE_A, NODE_6, fam.ip(POD_A, POD_SIX, 63, tos=tos) / packet)
+            )
 
 
 # RFC 6040 figure 4: (inner, outer) -> what leaves, None for a drop. 0 Not-ECT, 1 ECT(1), 2 ECT(0), 3 CE.
 DECAP = {
-    (0, 0): 0, (0, 2): 0, (0, 1): 0, (0, 3): None,
-    (2, 0): 2, (2, 2): 2, (2, 1): 1, (2, 3): 3,
-    (1, 0): 1, (1, 2): 1, (1, 1): 1, (1, 3): 3,
-    (3, 0): 3, (3, 2): 3, (3, 1): 3, (3, 3): 3,
+    (0, 0): 0,
+    (0, 2): 0,
+    (0, 1): 0,
+    (0, 3): None,
+    (2, 0): 2,
+    (2, 2): 2,
+    (2, 1): 1,
+    (2, 3): 3,
+    (1, 0): 1,
+    (1, 2): 1,
+    (1, 1): 1,
+    (1, 3): 3,
+    (3, 0): 3,
+    (3, 2): 3,
+    (3, 1): 3,
+    (3, 3): 3,
 }
 
 
@@ -151,8 +211,9 @@ def decap_ecn(s, fam):
     s.given(WORLD)
     for index, ((inner, outer), leaves) in enumerate(DECAP.items()):
         packet = UDP_.opens(33000 + index, 53)
-        step = s.send("uplink0", tunnelled(NODE_B, NODE_A, fam.ip(POD_C, POD_A, 63, tos=0x48 | inner) / packet,
-                                           tos=0x48 | outer))
+        step = s.send(
+            "uplink0", tunnelled(NODE_B, NODE_A, fam.ip(POD_C, POD_A, 63, tos=0x48 | inner) / packet, tos=0x48 | outer)
+        )
         if leaves is None:
             step.dropped()  # READING: the contract names no reason for it
         else:
@@ -163,7 +224,9 @@ def decap_ecn(s, fam):
 def unknown_vni(s):
     s.given(WORLD)
     for vni in (0, 5, 4097, 0xFFFFFF):
-        s.send("uplink0", tunnelled(NODE_B, NODE_A, V4.ip(POD_C, POD_A) / UDP_.opens(1, 2), vni=vni)).dropped("UnknownVni")
+        s.send("uplink0", tunnelled(NODE_B, NODE_A, V4.ip(POD_C, POD_A) / UDP_.opens(1, 2), vni=vni)).dropped(
+            "UnknownVni"
+        )
 
 
 @story("A configured VNI and port take the place of the default ones")
@@ -171,7 +234,8 @@ def configured_vni(s):
     s.given(WORLD, config="vxlan: { vni: 77, port: 4789 }\n")
     packet = UDP_.opens(33000, 53)
     s.send("uplink0", tunnelled(NODE_B, NODE_A, V4.ip(POD_C, POD_A, 63) / packet, vni=77)).forwarded(
-        POD_A.port, POD_A.gets(V4.ip(POD_C, POD_A, 62) / packet))
+        POD_A.port, POD_A.gets(V4.ip(POD_C, POD_A, 62) / packet)
+    )
     s.send("uplink0", tunnelled(NODE_B, NODE_A, V4.ip(POD_C, POD_A, 63) / packet)).dropped("UnknownVni")
 
 
@@ -179,16 +243,19 @@ def configured_vni(s):
 def no_vni_flag(s):
     s.given(WORLD)
     s.send("uplink0", tunnelled(NODE_B, NODE_A, V4.ip(POD_C, POD_A) / UDP_.opens(1, 2), flags=0)).dropped(
-        {"Malformed", "UnknownVni"})
+        {"Malformed", "UnknownVni"}
+    )
 
 
 @story("A tunnel packet from an address that is no node's is UnknownTunnelPeer")
 def unknown_peer(s):
     s.given(WORLD)
     s.send("uplink0", tunnelled(NODE_B, NODE_A, V4.ip(POD_C, POD_A) / UDP_.opens(1, 2), src="192.168.50.99")).dropped(
-        "UnknownTunnelPeer")
-    s.send("uplink0", tunnelled(NODE_6, NODE_A, V4.ip(POD_SIX, POD_A) / UDP_.opens(1, 2), src="2001:db8:50::99")).dropped(
-        "UnknownTunnelPeer")
+        "UnknownTunnelPeer"
+    )
+    s.send(
+        "uplink0", tunnelled(NODE_6, NODE_A, V4.ip(POD_SIX, POD_A) / UDP_.opens(1, 2), src="2001:db8:50::99")
+    ).dropped("UnknownTunnelPeer")
 
 
 @each("A node may only send for its own pods and addresses over {0}", FAMILIES)
@@ -197,11 +264,13 @@ def inner_spoofed(s, fam):
     nobody = "fd00:10:244:2::77" if fam.six else "10.244.2.77"
     for index, source in enumerate((POD_F, POD_B, fam.outside, NODE_C.address(fam.six), NODE_A.overlay(fam.six))):
         s.send("uplink0", tunnelled(NODE_B, NODE_A, fam.ip(source, POD_A, 63) / UDP_.opens(100 + index, 53))).dropped(
-            "SourceSpoofed")
+            "SourceSpoofed"
+        )
     for source in (nobody, NODE_B.overlay(fam.six), NODE_B.address(fam.six)):
         packet = UDP_.opens(33000, 53)
         s.send("uplink0", tunnelled(NODE_B, NODE_A, fam.ip(source, POD_A, 63) / packet)).forwarded(
-            POD_A.port, POD_A.gets(fam.ip(source, POD_A, 62) / packet))
+            POD_A.port, POD_A.gets(fam.ip(source, POD_A, 62) / packet)
+        )
 
 
 @each("An address of our podCIDR that no pod has is NoRoute over {0}", FAMILIES)
@@ -252,12 +321,15 @@ def other_mac(s, fam):
 def options(s):
     s.given(WORLD)
     from scapy.layers.inet import IPOption_NOP
+
     nops = dict(options=[IPOption_NOP()] * 4)
     packet = UDP_.opens(33000, 53)
     s.send(POD_A.port, POD_A.sends(V4.ip(POD_A, POD_B, **nops) / packet)).forwarded(
-        POD_B.port, POD_B.gets(V4.ip(POD_A, POD_B, 63, **nops) / packet))
+        POD_B.port, POD_B.gets(V4.ip(POD_A, POD_B, 63, **nops) / packet)
+    )
     s.send(POD_A.port, POD_A.sends(V6.ip(POD_A, POD_B) / IPv6ExtHdrDestOpt() / packet)).forwarded(
-        POD_B.port, POD_B.gets(V6.ip(POD_A, POD_B, 63) / IPv6ExtHdrDestOpt() / packet))
+        POD_B.port, POD_B.gets(V6.ip(POD_A, POD_B, 63) / IPv6ExtHdrDestOpt() / packet)
+    )
 
 
 @story("A protocol without ports goes from pod to pod")
@@ -265,16 +337,19 @@ def other_protocol(s):
     # READING: flows.timeouts has `other`, so GRE and its like are flows; UnsupportedProtocol is for what needs ports.
     s.given(WORLD)
     s.send(POD_A.port, POD_A.sends(V4.ip(POD_A, POD_B, proto=47) / Raw(bytes(16)))).forwarded(
-        POD_B.port, POD_B.gets(V4.ip(POD_A, POD_B, 63, proto=47) / Raw(bytes(16))))
+        POD_B.port, POD_B.gets(V4.ip(POD_A, POD_B, 63, proto=47) / Raw(bytes(16)))
+    )
     s.send(POD_A.port, POD_A.sends(V6.ip(POD_A, POD_C, nh=47) / Raw(bytes(16)))).forwarded(
-        "uplink0", tunnel(NODE_A, NODE_B, V6.ip(POD_A, POD_C, 63, nh=47) / Raw(bytes(16))))
+        "uplink0", tunnel(NODE_A, NODE_B, V6.ip(POD_A, POD_C, 63, nh=47) / Raw(bytes(16)))
+    )
 
 
 @story("A pod's frame that is neither IP nor ARP is UnsupportedProtocol")
 def other_ethertype(s):
     s.given(WORLD)
-    s.send(POD_A.port, Ether(src=POD_A.mac, dst="02:00:a9:fe:01:01", type=0x88B5) / Raw(bytes(46)), broken=True).dropped(
-        "UnsupportedProtocol")
+    s.send(
+        POD_A.port, Ether(src=POD_A.mac, dst="02:00:a9:fe:01:01", type=0x88B5) / Raw(bytes(46)), broken=True
+    ).dropped("UnsupportedProtocol")
 
 
 @story("Packets of two ports at one time are taken in the order of the arguments")
@@ -282,8 +357,11 @@ def ties(s):
     s.given(WORLD)
     one, two = UDP_.opens(33000, 53), UDP_.opens(33001, 53)
     s.send(POD_B.port, POD_B.sends(V4.ip(POD_B, POD_C) / one)).forwarded(
-        "uplink0", tunnel(NODE_A, NODE_B, V4.ip(POD_B, POD_C, 63) / one))
+        "uplink0", tunnel(NODE_A, NODE_B, V4.ip(POD_B, POD_C, 63) / one)
+    )
     s.send(POD_B.port, POD_B.sends(V4.ip(POD_B, POD_C) / two)).forwarded(
-        "uplink0", tunnel(NODE_A, NODE_B, V4.ip(POD_B, POD_C, 63) / two))
+        "uplink0", tunnel(NODE_A, NODE_B, V4.ip(POD_B, POD_C, 63) / two)
+    )
     s.send(POD_A.port, POD_A.sends(V4.ip(POD_A, POD_C) / one), together=True).forwarded(
-        "uplink0", tunnel(NODE_A, NODE_B, V4.ip(POD_A, POD_C, 63) / one))
+        "uplink0", tunnel(NODE_A, NODE_B, V4.ip(POD_A, POD_C, 63) / one)
+    )

@@ -1,17 +1,33 @@
 """NetworkPolicy: who is isolated, which rule lets through, what is named."""
 
-from scapy.layers.inet import TCP
-
-from model import (FAMILIES, NODE_A, NODE_B, POD_A, POD_B, POD_C, POD_D, POD_E, PROTOCOLS, SCTP_, TCP_, UDP_, V4, V6, WORLD,
-                   our_error, reset, service, tunnel, tunnelled)
+from cluster import (
+    FAMILIES,
+    NODE_A,
+    NODE_B,
+    POD_A,
+    POD_B,
+    POD_C,
+    POD_D,
+    POD_E,
+    PROTOCOLS,
+    SCTP_,
+    TCP_,
+    UDP_,
+    V4,
+    WORLD,
+    service,
+)
+from model import tunnel, tunnelled
 from story import each, story
 
 VIP = {False: "10.96.0.10", True: "fd00:10:96::a"}
 
 
 def policy(name, selects, rules, namespace="default"):
-    return (f"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{ name: {name}, namespace: {namespace} }}\n"
-            f"spec:\n  podSelector: {selects}\n{rules.rstrip()}\n")
+    return (
+        f"apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{ name: {name}, namespace: {namespace} }}\n"
+        f"spec:\n  podSelector: {selects}\n{rules.rstrip()}\n"
+    )
 
 
 A = "{ matchLabels: { app: a } }"
@@ -23,7 +39,8 @@ DENY_EGRESS = policy("deny-out", "{}", "  policyTypes: [Egress]")
 def go(s, src, dst, packet, fam=V4, **named):
     """A packet between two pods of node-a that passes."""
     return s.send(src.port, src.sends(fam.ip(src, dst) / packet)).forwarded(
-        dst.port, dst.gets(fam.ip(src, dst, 63) / packet), **named)
+        dst.port, dst.gets(fam.ip(src, dst, 63) / packet), **named
+    )
 
 
 def stop(s, src, dst, packet, fam=V4, **named):
@@ -60,7 +77,8 @@ def deny_egress(s, fam):
         stop(s, POD_A, POD_B, proto.opens(33000, 80), fam, policy="isolation")
         for there in (POD_C, fam.outside):
             s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, there) / proto.opens(33000, 80))).dropped(
-                "PolicyDeny", policy="isolation")
+                "PolicyDeny", policy="isolation"
+            )
 
 
 @each("Default-deny egress lets replies through, for {0} over {1}", PROTOCOLS, FAMILIES)
@@ -68,22 +86,28 @@ def deny_egress_replies(s, proto, fam):
     s.given(WORLD, DENY_EGRESS)
     arrive(s, proto.opens(33000, 80), POD_E, fam, allow=True)  # the other namespace is not selected
     s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, POD_E) / proto.answers(80, 33000))).forwarded(
-        "uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_A, POD_E, 63) / proto.answers(80, 33000)))
+        "uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_A, POD_E, 63) / proto.answers(80, 33000))
+    )
 
 
 @each("Default-deny ingress lets replies through, for {0} over {1}", PROTOCOLS, FAMILIES)
 def deny_ingress_replies(s, proto, fam):
     s.given(WORLD, DENY_INGRESS)
     s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, POD_E) / proto.opens(33000, 80))).forwarded(
-        "uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_A, POD_E, 63) / proto.opens(33000, 80)), policy=None)
+        "uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_A, POD_E, 63) / proto.opens(33000, 80)), policy=None
+    )
     arrive(s, proto.answers(80, 33000), POD_E, fam, allow=True)
 
 
-FROM_B = policy("from-b", A, """
+FROM_B = policy(
+    "from-b",
+    A,
+    """
   ingress:
   - from: [ { podSelector: { matchLabels: { app: b } } } ]
     ports: [ { protocol: TCP, port: 80 } ]
-""")
+""",
+)
 
 
 @each("A policy lets one pod in to one port, and is named, over {0}", FAMILIES)
@@ -104,88 +128,145 @@ def own_namespace(s):
     arrive(s, TCP_.opens(33000, 80), POD_E, policy="isolation")
 
 
-PORTS = policy("ports", A, """
+PORTS = policy(
+    "ports",
+    A,
+    """
   ingress:
   - ports:
     - { protocol: TCP, port: 8000, endPort: 8010 }
     - { protocol: UDP }
     - { port: web }
     - { protocol: SCTP, port: 90 }
-""")
+""",
+)
 
 
 @each("Port ranges, named ports and whole protocols are what they say over {0}", FAMILIES)
 def ports(s, fam):
     named = POD_A.yaml().replace("ports: [  ]", "ports: [ { name: web, containerPort: 7070, protocol: TCP } ]")
     s.given(WORLD.replace(POD_A.yaml(), named), PORTS)
-    for proto, port, passes in ((TCP_, 7999, 0), (TCP_, 8000, 1), (TCP_, 8010, 1), (TCP_, 8011, 0), (UDP_, 1, 1),
-                                (UDP_, 65535, 1), (TCP_, 7070, 1), (SCTP_, 7070, 0), (SCTP_, 90, 1), (TCP_, 90, 0)):
+    for proto, port, passes in (
+        (TCP_, 7999, 0),
+        (TCP_, 8000, 1),
+        (TCP_, 8010, 1),
+        (TCP_, 8011, 0),
+        (UDP_, 1, 1),
+        (UDP_, 65535, 1),
+        (TCP_, 7070, 1),
+        (SCTP_, 7070, 0),
+        (SCTP_, 90, 1),
+        (TCP_, 90, 0),
+    ):
         step = go if passes else stop
-        step(s, POD_B, POD_A, proto.opens(33000 + port % 100, port), fam,
-             policy="NetworkPolicy/default/ports" if passes else "isolation")
+        step(
+            s,
+            POD_B,
+            POD_A,
+            proto.opens(33000 + port % 100, port),
+            fam,
+            policy="NetworkPolicy/default/ports" if passes else "isolation",
+        )
 
 
 @story("A named port of an egress rule is looked up on the destination")
 def named_egress(s):
     named = POD_B.yaml().replace("ports: [  ]", "ports: [ { name: web, containerPort: 7070, protocol: TCP } ]")
-    s.given(WORLD.replace(POD_B.yaml(), named), policy("out", A, "  policyTypes: [Egress]\n  egress: [ { ports: [ { port: web } ] } ]"))
+    s.given(
+        WORLD.replace(POD_B.yaml(), named),
+        policy("out", A, "  policyTypes: [Egress]\n  egress: [ { ports: [ { port: web } ] } ]"),
+    )
     go(s, POD_A, POD_B, TCP_.opens(33000, 7070), policy="NetworkPolicy/default/out")
-    s.send(POD_A.port, POD_A.sends(V4.ip(POD_A, POD_C) / TCP_.opens(33000, 7070))).dropped("PolicyDeny", policy="isolation")
+    s.send(POD_A.port, POD_A.sends(V4.ip(POD_A, POD_C) / TCP_.opens(33000, 7070))).dropped(
+        "PolicyDeny", policy="isolation"
+    )
 
 
-BLOCK = policy("block", A, """
+BLOCK = policy(
+    "block",
+    A,
+    """
   policyTypes: [Egress]
   egress:
   - to:
     - ipBlock: { cidr: 10.244.0.0/16, except: [10.244.2.11/32] }
     - ipBlock: { cidr: "fd00:10:244::/56", except: ["fd00:10:244:2::b/128"] }
-""")
+""",
+)
 
 
 @each("ipBlock and except judge the pod behind a Service, not the ClusterIP, over {0}", FAMILIES)
 def ip_block(s, fam):
-    s.given(WORLD, BLOCK, service("web", "app: c", (("TCP", 80, 8080),), VIP[False], VIP[True]),
-            service("not", "app: d", (("TCP", 80, 8080),), "10.96.0.11", "fd00:10:96::b"))
+    s.given(
+        WORLD,
+        BLOCK,
+        service("web", "app: c", (("TCP", 80, 8080),), VIP[False], VIP[True]),
+        service("not", "app: d", (("TCP", 80, 8080),), "10.96.0.11", "fd00:10:96::b"),
+    )
     s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, VIP[fam.six]) / TCP_.opens(33000, 80))).forwarded(
-        "uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_A, POD_C, 63) / TCP_.opens(33000, 8080)),
-        policy="NetworkPolicy/default/block", service="default/web:80/TCP")
+        "uplink0",
+        tunnel(NODE_A, NODE_B, fam.ip(POD_A, POD_C, 63) / TCP_.opens(33000, 8080)),
+        policy="NetworkPolicy/default/block",
+        service="default/web:80/TCP",
+    )
     other = "fd00:10:96::b" if fam.six else "10.96.0.11"
-    s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, other) / TCP_.opens(33001, 80))).dropped("PolicyDeny", policy="isolation")
+    s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, other) / TCP_.opens(33001, 80))).dropped(
+        "PolicyDeny", policy="isolation"
+    )
     s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, fam.outside) / TCP_.opens(33001, 80))).dropped(
-        "PolicyDeny", policy="isolation")
+        "PolicyDeny", policy="isolation"
+    )
 
 
 @story("An except of one rule does not take what another rule gives")
 def except_is_no_deny(s):
-    s.given(WORLD, BLOCK, policy("more", A, "  policyTypes: [Egress]\n  egress: [ { to: [ { ipBlock: { cidr: 10.244.2.11/32 } } ] } ]"))
+    s.given(
+        WORLD,
+        BLOCK,
+        policy("more", A, "  policyTypes: [Egress]\n  egress: [ { to: [ { ipBlock: { cidr: 10.244.2.11/32 } } ] } ]"),
+    )
     s.send(POD_A.port, POD_A.sends(V4.ip(POD_A, POD_D) / UDP_.opens(33000, 53))).forwarded(
-        "uplink0", tunnel(NODE_A, NODE_B, V4.ip(POD_A, POD_D, 63) / UDP_.opens(33000, 53)),
-        policy="NetworkPolicy/default/more")
+        "uplink0",
+        tunnel(NODE_A, NODE_B, V4.ip(POD_A, POD_D, 63) / UDP_.opens(33000, 53)),
+        policy="NetworkPolicy/default/more",
+    )
 
 
 @each("namespaceSelector alone, with podSelector, and NotIn over {0}", FAMILIES)
 def namespaces(s, fam):
-    s.given(WORLD,
-            policy("blue", A, "  ingress: [ { from: [ { namespaceSelector: { matchLabels: { team: blue } } } ] } ]"),
-            policy("both", B, """
+    s.given(
+        WORLD,
+        policy("blue", A, "  ingress: [ { from: [ { namespaceSelector: { matchLabels: { team: blue } } } ] } ]"),
+        policy(
+            "both",
+            B,
+            """
   ingress:
   - from:
-    - namespaceSelector: { matchExpressions: [ { key: kubernetes.io/metadata.name, operator: NotIn, values: [default] } ] }
+    - namespaceSelector:
+        matchExpressions: [ { key: kubernetes.io/metadata.name, operator: NotIn, values: [default] } ]
       podSelector: { matchLabels: { app: e } }
-"""))
+""",
+        ),
+    )
     arrive(s, TCP_.opens(33000, 80), POD_E, fam, allow=True, policy="NetworkPolicy/default/blue")
     arrive(s, TCP_.opens(33000, 80), POD_C, fam, policy="isolation")
     packet = TCP_.opens(33000, 80)
     s.send("uplink0", tunnelled(NODE_B, NODE_A, fam.ip(POD_E, POD_B, 63) / packet)).forwarded(
-        POD_B.port, POD_B.gets(fam.ip(POD_E, POD_B, 62) / packet), policy="NetworkPolicy/default/both")
-    s.send("uplink0", tunnelled(NODE_B, NODE_A, fam.ip(POD_C, POD_B, 63) / packet)).dropped("PolicyDeny", policy="isolation")
+        POD_B.port, POD_B.gets(fam.ip(POD_E, POD_B, 62) / packet), policy="NetworkPolicy/default/both"
+    )
+    s.send("uplink0", tunnelled(NODE_B, NODE_A, fam.ip(POD_C, POD_B, 63) / packet)).dropped(
+        "PolicyDeny", policy="isolation"
+    )
 
 
 @each("Both ends must agree: egress here and ingress there over {0}", FAMILIES)
 def both_ends(s, fam):
-    s.given(WORLD,
-            policy("out", A, "  policyTypes: [Egress]\n  egress: [ { ports: [ { port: 80 }, { port: 81 } ] } ]"),
-            policy("in", B, "  ingress: [ { ports: [ { port: 81 }, { port: 82 } ] } ]"))
+    s.given(
+        WORLD,
+        policy("out", A, "  policyTypes: [Egress]\n  egress: [ { ports: [ { port: 80 }, { port: 81 } ] } ]"),
+        policy("in", B, "  ingress: [ { ports: [ { port: 81 }, { port: 82 } ] } ]"),
+    )
     stop(s, POD_A, POD_B, TCP_.opens(33000, 80), fam, policy="isolation")
     # READING: where an egress and an ingress policy both let a packet through, either may be named.
     go(s, POD_A, POD_B, TCP_.opens(33001, 81), fam, policy={"NetworkPolicy/default/out", "NetworkPolicy/default/in"})
@@ -194,10 +275,16 @@ def both_ends(s, fam):
 
 @each("The source address that policy sees through a Service is the pod's over {0}", FAMILIES)
 def through_service(s, fam):
-    s.given(WORLD, FROM_B.replace("port: 80", "port: 8080"),
-            service("web", "app: a", (("TCP", 80, 8080),), VIP[False], VIP[True]))
+    s.given(
+        WORLD,
+        FROM_B.replace("port: 80", "port: 8080"),
+        service("web", "app: a", (("TCP", 80, 8080),), VIP[False], VIP[True]),
+    )
     s.send(POD_B.port, POD_B.sends(fam.ip(POD_B, VIP[fam.six]) / TCP_.opens(33000, 80))).forwarded(
-        POD_A.port, POD_A.gets(fam.ip(POD_B, POD_A, 63) / TCP_.opens(33000, 8080)), policy="NetworkPolicy/default/from-b")
+        POD_A.port,
+        POD_A.gets(fam.ip(POD_B, POD_A, 63) / TCP_.opens(33000, 8080)),
+        policy="NetworkPolicy/default/from-b",
+    )
 
 
 @each("The node always reaches its own pods over {0}", FAMILIES)
@@ -207,67 +294,34 @@ def own_node(s, fam):
         for proto in PROTOCOLS:
             question, answer = proto.opens(50000 + index, 8080), proto.answers(8080, 50000 + index)
             s.send("host", NODE_A.host_sends(fam.ip(address, POD_A) / question)).forwarded(
-                POD_A.port, POD_A.gets(fam.ip(address, POD_A, 63) / question))
+                POD_A.port, POD_A.gets(fam.ip(address, POD_A, 63) / question)
+            )
             back = fam.ip(POD_A, address) / answer
             s.send(POD_A.port, POD_A.sends(back)).punted(NODE_A.host_gets(back))
 
 
 @each("An outside client of a NodePort is judged by its own address over {0}", FAMILIES)
 def outside(s, fam):
-    s.given(WORLD, service("web", "app: a", (("TCP", 80, 8080, 30080),), VIP[False], VIP[True], kind="NodePort"),
-            policy("clients", A, """
+    s.given(
+        WORLD,
+        service("web", "app: a", (("TCP", 80, 8080, 30080),), VIP[False], VIP[True], kind="NodePort"),
+        policy(
+            "clients",
+            A,
+            """
   ingress:
   - from: [ { ipBlock: { cidr: 198.51.100.0/24 } }, { ipBlock: { cidr: "2001:db8:7::/64" } } ]
-"""))
+""",
+        ),
+    )
     stranger = "2001:db8:8::1" if fam.six else "203.0.113.1"
     packet = TCP_.opens(44000, 30080)
     s.send("uplink0", NODE_A.hears(fam.ip(fam.outside, NODE_A) / packet)).forwarded(
-        POD_A.port, POD_A.gets(fam.ip(fam.outside, POD_A, 63) / TCP_.opens(44000, 8080)),
-        policy="NetworkPolicy/default/clients")
+        POD_A.port,
+        POD_A.gets(fam.ip(fam.outside, POD_A, 63) / TCP_.opens(44000, 8080)),
+        policy="NetworkPolicy/default/clients",
+    )
     s.send("uplink0", NODE_A.hears(fam.ip(stranger, NODE_A) / packet)).dropped("PolicyDeny", policy="isolation")
-
-
-REJECT = "policy: { default_action: reject }\n"
-
-
-@each("In reject mode a denied packet of a local pod is answered over {0}", FAMILIES)
-def reject_local(s, fam):
-    s.given(WORLD, DENY_INGRESS, config=REJECT)
-    syn = fam.ip(POD_B, POD_A) / TCP_.opens(33000, 80)
-    s.send(POD_B.port, POD_B.sends(syn)).replied(POD_B.gets(reset(fam, POD_A, POD_B, syn)), reason="PolicyDeny",
-                                                 policy="isolation")
-    for proto in (UDP_, SCTP_):
-        packet = fam.ip(POD_B, POD_A) / proto.opens(33000, 80)
-        s.send(POD_B.port, POD_B.sends(packet)).replied(
-            POD_B.gets(our_error(fam, NODE_A.overlay(fam.six), POD_B, "prohibited", packet)), reason="PolicyDeny",
-            policy="isolation")
-    stop(s, POD_B, POD_A, fam.echo(), fam, policy="isolation")
-
-
-@each("In reject mode a denied packet from another node is answered through the tunnel over {0}", FAMILIES)
-def reject_remote(s, fam):
-    s.given(WORLD, DENY_INGRESS, config=REJECT)
-    syn = fam.ip(POD_C, POD_A, 63) / TCP_.opens(33000, 80)
-    s.send("uplink0", tunnelled(NODE_B, NODE_A, syn)).replied(
-        tunnel(NODE_A, NODE_B, reset(fam, POD_A, POD_C, syn)), reason="PolicyDeny", policy="isolation")
-    packet = fam.ip(POD_C, POD_A, 63) / UDP_.opens(33000, 80)
-    s.send("uplink0", tunnelled(NODE_B, NODE_A, packet)).replied(
-        tunnel(NODE_A, NODE_B, our_error(fam, NODE_A.overlay(fam.six), POD_C, "prohibited", packet)),
-        reason="PolicyDeny", policy="isolation")
-
-
-@each("In reject mode egress through a Service is refused in the ClusterIP's name over {0}", FAMILIES)
-def reject_service(s, fam):
-    s.given(WORLD, DENY_EGRESS, service("web", "app: c", (("TCP", 80, 8080), ("UDP", 80, 8080)), VIP[False], VIP[True]),
-            config=REJECT)
-    vip = VIP[fam.six]
-    syn = fam.ip(POD_A, vip) / TCP_.opens(33000, 80)
-    s.send(POD_A.port, POD_A.sends(syn)).replied(POD_A.gets(reset(fam, vip, POD_A, syn)), reason="PolicyDeny",
-                                                 policy="isolation")
-    packet = fam.ip(POD_A, vip) / UDP_.opens(33000, 80)
-    s.send(POD_A.port, POD_A.sends(packet)).replied(
-        POD_A.gets(our_error(fam, NODE_A.overlay(fam.six), POD_A, "prohibited", packet)), reason="PolicyDeny",
-        policy="isolation")
 
 
 UNKNOWN = ("spec field", "peer field", "rule field")
@@ -285,12 +339,14 @@ def fail_closed(s, what):
     # READING: whether it also isolates egress depends on the field, so pod a's own flows are not judged here.
     packet = TCP_.opens(33001, 80)
     s.send("uplink0", tunnelled(NODE_B, NODE_A, V4.ip(POD_C, POD_B, 63) / packet)).forwarded(
-        POD_B.port, POD_B.gets(V4.ip(POD_C, POD_B, 62) / packet), policy=None)
+        POD_B.port, POD_B.gets(V4.ip(POD_C, POD_B, 62) / packet), policy=None
+    )
 
 
 @story("A policy list as kubectl writes it is read like single documents")
 def as_list(s):
     import textwrap
+
     body = textwrap.indent(DENY_INGRESS.strip(), "  ")
     s.given(WORLD, "apiVersion: v1\nkind: List\nitems:\n-" + body[1:])
     stop(s, POD_B, POD_A, TCP_.opens(33000, 80), policy="isolation")
