@@ -9,6 +9,7 @@ pub mod flow;
 pub mod gro;
 pub mod handoff;
 pub mod item;
+mod memo;
 pub mod nat;
 pub mod nodes;
 pub mod outbox;

@@ -11,6 +11,7 @@ use crate::counters::Counters;
 use crate::flow::{Entry4, Entry6, FlowTable, Key4, Key6, Side};
 use crate::handoff::Handoff;
 use crate::item::{BATCH, Fate, Item, Role};
+use crate::memo::Memo;
 use crate::nat::{Leases, SnatSpace, SnatSpaces};
 use crate::nodes::fragment::Fragments;
 use crate::outbox::Outbox;
@@ -104,12 +105,19 @@ pub struct Pipeline {
     again: Vec<Item>,
     /// Fragments whose first has just come.
     pub(crate) released: Vec<Item>,
-    keys4: Box<[Key4; BATCH]>,
-    keys6: Box<[Key6; BATCH]>,
+    /// Tunnel hop by peer address.
+    pub(crate) peer_memo: Memo<u16>,
+    /// Port and worker of local pods by address.
+    pub(crate) pod_memo: Memo<(u16, u16)>,
+    pub(crate) keys4: Box<[Key4; BATCH]>,
+    pub(crate) keys6: Box<[Key6; BATCH]>,
     candidates: Box<[u32; BATCH]>,
 }
 
 const NO_CANDIDATE: u32 = u32::MAX;
+/// Packets between asking for a header's line and reading it: enough to hide a visit to the shared cache, few enough that
+/// the lines, all of one or two sets, are still there.
+const AHEAD: usize = 6;
 
 impl Pipeline {
     /// A pipeline on these tables.
@@ -140,6 +148,8 @@ impl Pipeline {
             tick: 0,
             again: Vec::with_capacity(2 * BATCH),
             released: Vec::with_capacity(BATCH),
+            peer_memo: Memo::default(),
+            pod_memo: Memo::default(),
             keys4: Box::new([Key4::default(); BATCH]),
             keys6: Box::new([Key6::default(); BATCH]),
             candidates: Box::new([NO_CANDIDATE; BATCH]),
@@ -158,6 +168,8 @@ impl Pipeline {
             return false;
         }
         self.tables = Arc::clone(tables);
+        self.peer_memo.forget();
+        self.pod_memo.forget();
         true
     }
 
@@ -215,14 +227,22 @@ impl Pipeline {
     pub fn receive(&mut self, items: &mut Vec<Item>) {
         self.counters.received.add(items.len() as u64);
         self.counters.batch(items.len());
-        for item in items.iter() {
-            sluice_port::prefetch::prefetch(item.frame.data_ptr());
-            sluice_port::prefetch::prefetch(item.frame.data_ptr().wrapping_add(64));
+        for item in items.iter().take(AHEAD) {
+            prefetch_head(item);
         }
-        for item in items.iter_mut() {
-            self.classify(item);
+        for at in 0..items.len().min(BATCH) {
+            if let Some(later) = items.get(at + AHEAD) {
+                prefetch_head(later);
+            }
+            let item = &mut items[at];
+            if !self.plain(at, item) {
+                self.classify(item);
+                if item.meta.fate == Fate::Pending {
+                    self.key_stage(at, item);
+                }
+            }
         }
-        self.pass(items);
+        self.look_up(items);
         self.finish();
     }
 
@@ -257,7 +277,7 @@ impl Pipeline {
         }
     }
 
-    /// One half of up to [`BATCH`] packets.
+    /// One half of up to [`BATCH`] packets that know their half.
     fn pass(&mut self, items: &mut Vec<Item>) {
         debug_assert!(items.len() <= BATCH);
         for (at, item) in items.iter_mut().enumerate().take(BATCH) {
@@ -265,6 +285,12 @@ impl Pipeline {
                 self.key_stage(at, item);
             }
         }
+        self.look_up(items);
+    }
+
+    /// From the buckets, which were asked for, to the way out.
+    fn look_up(&mut self, items: &mut Vec<Item>) {
+        let mut missing = false;
         for (at, item) in items.iter().enumerate().take(BATCH) {
             self.candidates[at] = NO_CANDIDATE;
             if item.meta.fate == Fate::Pending {
@@ -272,19 +298,21 @@ impl Pipeline {
                     4 => self.flows4.candidate(item.meta.hash),
                     _ => self.flows6.candidate(item.meta.hash),
                 };
+                missing |= found.is_none();
                 self.candidates[at] = found.map_or(NO_CANDIDATE, |slot| slot.0);
             }
         }
-        for (at, item) in items.iter().enumerate().take(BATCH) {
-            if self.candidates[at] == NO_CANDIDATE && item.meta.fate == Fate::Pending {
-                let found = match item.meta.packet.family {
-                    4 => self.flows4.second_candidate(item.meta.hash),
-                    _ => self.flows6.second_candidate(item.meta.hash),
-                };
-                self.candidates[at] = found.map_or(NO_CANDIDATE, |slot| slot.0);
-            }
+        if missing {
+            self.look_further(items);
         }
-        for (at, item) in items.iter_mut().enumerate().take(BATCH) {
+        for item in items.iter().take(AHEAD) {
+            prefetch_l3(item);
+        }
+        for at in 0..items.len().min(BATCH) {
+            if let Some(later) = items.get(at + AHEAD) {
+                prefetch_l3(later);
+            }
+            let item = &mut items[at];
             if item.meta.fate == Fate::Pending {
                 let candidate = crate::flow::Slot(self.candidates[at]);
                 if item.meta.packet.family == 4 {
@@ -298,6 +326,19 @@ impl Pipeline {
         }
         for item in items.drain(..) {
             self.settle(item);
+        }
+    }
+
+    /// The second bucket of those that the first one did not have.
+    fn look_further(&mut self, items: &[Item]) {
+        for (at, item) in items.iter().enumerate().take(BATCH) {
+            if self.candidates[at] == NO_CANDIDATE && item.meta.fate == Fate::Pending {
+                let found = match item.meta.packet.family {
+                    4 => self.flows4.second_candidate(item.meta.hash),
+                    _ => self.flows6.second_candidate(item.meta.hash),
+                };
+                self.candidates[at] = found.map_or(NO_CANDIDATE, |slot| slot.0);
+            }
         }
     }
 
@@ -420,6 +461,21 @@ impl Pipeline {
     pub(crate) fn host_worker(&self) -> u16 {
         0
     }
+}
+
+/// Asks for the first two lines of a frame's headers.
+#[inline(always)]
+fn prefetch_head(item: &Item) {
+    let head = item.frame.data_ptr();
+    sluice_port::prefetch::prefetch(head);
+    sluice_port::prefetch::prefetch(head.wrapping_add(64));
+}
+
+/// Asks again for the headers of the packet to be rewritten: chunks lie a page apart, so the headers of a batch compete for
+/// few sets of the first-level cache and the earlier ones have gone to the second.
+#[inline(always)]
+fn prefetch_l3(item: &Item) {
+    sluice_port::prefetch::prefetch(item.frame.data_ptr().wrapping_add(usize::from(item.meta.l3)));
 }
 
 /// Side of the zone's border a half crosses.

@@ -6,7 +6,7 @@
 use crate::item::{Fate, Item, Role};
 use crate::pipeline::Pipeline;
 use crate::reason::{Reason, Stage};
-use sluice_port::Checksum;
+use sluice_port::{Checksum, Frame};
 use sluice_tables::Address;
 use sluice_tables::node::GATEWAY_MAC;
 use sluice_wire::packet::{Packet, Refused, Shape};
@@ -72,7 +72,7 @@ impl Pipeline {
             Ok(packet) if (packet.family == 4) == v4 => {
                 item.meta.packet = packet;
                 if item.frame.checksum == Checksum::Unknown {
-                    resolve_checksum(item);
+                    resolve_checksum(&mut item.frame, item.meta.l3, &packet);
                 }
                 true
             }
@@ -250,8 +250,8 @@ pub(crate) fn pseudo_sum(l3: &[u8], packet: &Packet) -> Option<u16> {
 
 /// A device that cannot tell (veth): a field equal to the pseudo-header sum is partial. Should a complete checksum be equal
 /// to it by chance, computing it anew gives the same value, so nothing is lost.
-fn resolve_checksum(item: &mut Item) {
-    let packet = item.meta.packet;
+#[inline]
+pub(crate) fn resolve_checksum(frame: &mut Frame, l3: u16, packet: &Packet) {
     // Stays unknown if the field is not the pseudo-header's: behind an outer datagram the inner packet is asked again.
     let partial = (|| {
         if packet.shape != Shape::Ports || packet.fragment {
@@ -259,12 +259,13 @@ fn resolve_checksum(item: &mut Item) {
         }
         let offset = checksum_offset(packet.protocol)?;
         let at = usize::from(packet.l4 + offset);
-        let field = item.l3().get(at..at + 2)?;
+        let bytes = frame.head().get(usize::from(l3)..)?;
+        let field = bytes.get(at..at + 2)?;
         let field = u16::from_be_bytes([field[0], field[1]]);
-        (field == pseudo_sum(item.l3(), &packet)?).then_some(offset)
+        (field == pseudo_sum(bytes, packet)?).then_some(offset)
     })();
     if let Some(offset) = partial {
-        item.frame.checksum = Checksum::Partial { start: item.meta.l3 + packet.l4, offset };
+        frame.checksum = Checksum::Partial { start: l3 + packet.l4, offset };
     }
 }
 

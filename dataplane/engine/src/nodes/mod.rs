@@ -8,6 +8,7 @@ mod established;
 pub mod fragment;
 mod icmp;
 mod ingress;
+mod plain;
 mod plan;
 mod revalidate;
 mod send;
