@@ -24,7 +24,10 @@ const ARROWS: &[(&str, &[&str])] = &[
             "sluice-wire",
         ],
     ),
-    ("sluice-benches", &["sluice-afxdp", "sluice-engine", "sluice-port", "sluice-snapshot", "sluice-tables", "sluice-wire"]),
+    (
+        "sluice-benches",
+        &["sluice-afxdp", "sluice-engine", "sluice-port", "sluice-snapshot", "sluice-tables", "sluice-wire"],
+    ),
     ("sluice-cni", &[]),
     ("sluice-ctrl", &["sluice-tables", "sluice-snapshot"]),
     ("sluice-engine", &["sluice-tables", "sluice-snapshot", "sluice-port", "sluice-wire"]),
@@ -44,8 +47,24 @@ const STRANGERS: &[(&str, &str)] = &[("sluice-ctrl", "sluice-engine"), ("sluice-
 
 /// What brings a runtime, an operating system, a clock, chance or the outside world into a crate.
 const RUNTIMES: &[&str] = &[
-    "async-std", "crossbeam", "futures", "getrandom", "k8s-openapi", "kube", "libc", "mio", "rand", "rand_core", "rustix",
-    "serde", "serde_core", "serde_json", "serde_yaml_ng", "smol", "tokio", "tracing",
+    "async-std",
+    "crossbeam",
+    "futures",
+    "getrandom",
+    "k8s-openapi",
+    "kube",
+    "libc",
+    "mio",
+    "rand",
+    "rand_core",
+    "rustix",
+    "serde",
+    "serde_core",
+    "serde_json",
+    "serde_yaml_ng",
+    "smol",
+    "tokio",
+    "tracing",
 ];
 
 /// Crates that are values and bytes and nothing else.
@@ -76,7 +95,8 @@ fn complaints(crates: &BTreeSet<String>, arrows: &[Arrow]) -> Vec<String> {
             wrong.push(format!("{from} -> {to}: these two never name each other, not even in tests"));
             continue;
         }
-        let allowed = ARROWS.iter().find(|(known, _)| known == from).is_some_and(|(_, to_all)| to_all.contains(&to.as_str()));
+        let allowed =
+            ARROWS.iter().find(|(known, _)| known == from).is_some_and(|(_, to_all)| to_all.contains(&to.as_str()));
         if !tests_only && !allowed {
             wrong.push(format!("{from} -> {to}: this arrow does not point down"));
         }

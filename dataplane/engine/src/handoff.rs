@@ -20,8 +20,9 @@ pub struct Handoff {
 impl Handoff {
     /// The rings of `workers` workers, one element for each.
     pub fn mesh(workers: usize) -> Vec<Handoff> {
-        let mut all: Vec<Handoff> =
-            (0..workers).map(|_| Handoff { to: (0..workers).map(|_| None).collect(), from: Vec::new(), touched: 0 }).collect();
+        let mut all: Vec<Handoff> = (0..workers)
+            .map(|_| Handoff { to: (0..workers).map(|_| None).collect(), from: Vec::new(), touched: 0 })
+            .collect();
         for source in 0..workers {
             for target in 0..workers {
                 if source != target {

@@ -1,6 +1,6 @@
 //! Frames on their way out, one lane for each port this worker sends on; lanes are flushed once a turn.
 
-use crate::counters::Counters;
+use crate::counters::{Counter, Counters};
 use crate::gro;
 use crate::reason::{Reason, Stage};
 use sluice_port::{Burst, Capabilities, Frame, PoolCache, Queue};
@@ -49,9 +49,9 @@ impl Outbox {
         self.lanes.get(usize::from(port)).is_some_and(Option::is_some)
     }
 
-    /// Queues a frame.
+    /// Queues a frame and counts it in `sent`, unless the lane has no room (a drop) or the frame joins the one before it.
     #[inline]
-    pub fn push(&mut self, port: u16, frame: Frame, cache: &mut PoolCache, counters: &Counters) {
+    pub fn push(&mut self, port: u16, frame: Frame, cache: &mut PoolCache, counters: &Counters, sent: &Counter) {
         let Some(Some(lane)) = self.lanes.get_mut(usize::from(port)) else {
             counters.lost(Reason::TxFull, Stage::Send);
             return cache.free(frame);
@@ -69,6 +69,7 @@ impl Outbox {
             frame
         };
         lane.frames.push(frame);
+        sent.add(1);
     }
 
     /// Hands a lane's frames to its device; those it refuses wait.

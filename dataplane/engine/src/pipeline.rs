@@ -380,9 +380,8 @@ impl Pipeline {
                     let event = if port == self.tables.node.host { Event::Punted(port) } else { Event::Sent(port) };
                     self.tell(&item, event);
                 }
-                let counter = if port == self.tables.node.host { &self.counters.punted } else { &self.counters.sent };
-                counter.add(1);
-                self.outbox.push(port, item.frame, &mut self.cache, &self.counters);
+                let sent = if port == self.tables.node.host { &self.counters.punted } else { &self.counters.sent };
+                self.outbox.push(port, item.frame, &mut self.cache, &self.counters, sent);
             }
             Fate::Drop(reason, stage) => {
                 self.counters.lost(reason, stage);

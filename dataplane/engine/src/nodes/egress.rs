@@ -139,8 +139,9 @@ impl Pipeline {
                     match tables.egress.rule(tuple.source, translated.destination) {
                         Some(gateway) => match gateway.path {
                             EgressPath::Here => {
+                                let hop = self.outside(item, out, translated.destination)?;
                                 space = self.snat(item, &tuple, &mut translated, gateway.address)?;
-                                Way::send(self.outside(item, out, translated.destination)?)
+                                Way::send(hop)
                             }
                             EgressPath::Gateway(hop) => Way::send(hop),
                             EgressPath::Nowhere => {
@@ -149,6 +150,8 @@ impl Pipeline {
                             }
                         },
                         None => {
+                            // The hop first: a port taken for a packet that goes nowhere would never come back.
+                            let hop = self.outside(item, out, translated.destination)?;
                             if self.masquerades(translated.destination) {
                                 let Some(address) = node_address else {
                                     item.refuse(Reason::NoRoute);
@@ -156,7 +159,7 @@ impl Pipeline {
                                 };
                                 space = self.snat(item, &tuple, &mut translated, address)?;
                             }
-                            Way::send(self.outside(item, out, translated.destination)?)
+                            Way::send(hop)
                         }
                     }
                 }
