@@ -3,7 +3,7 @@
 //! Owner: the control thread. Invariants: finished pods and pods on the host's network are not in it; an address has
 //! one owner, local pods first, then by name, and every other claim is a [`Finding`].
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use sluice_tables::limits::{MAX_PORTS, at_most};
@@ -32,7 +32,7 @@ pub(crate) struct Directory<'a> {
 
 impl<'a> Directory<'a> {
     pub fn new(cluster: &'a Cluster, local: &'a LocalView, invalid: &mut BTreeSet<Finding>) -> Self {
-        let mut owners: BTreeMap<IpAddr, &NamespacedName> = BTreeMap::new();
+        let mut owners: HashMap<IpAddr, &NamespacedName> = HashMap::new();
         let mut claim = |name: &'a NamespacedName, wanted: &[IpAddr]| {
             let mut got = Vec::new();
             for address in wanted {

@@ -36,6 +36,8 @@ impl Class {
 pub(crate) struct Classes {
     /// Index is the id; the first is the empty class.
     pub list: Vec<Class>,
+    /// Addresses listed one by one, by id.
+    pub members: Vec<Vec<Address>>,
     pub identities: Identities,
 }
 
@@ -91,8 +93,13 @@ impl Classes {
                 identities.prefixes.insert(*prefix, class);
             }
         }
-        identities.exact = exact.iter().map(|(address, class)| (*address, id(class))).collect();
-        Classes { list, identities }
+        let mut members = vec![Vec::new(); list.len()];
+        for (address, class) in &exact {
+            let id = id(class);
+            members[id.0 as usize].push(*address);
+            identities.exact.insert(*address, id);
+        }
+        Classes { list, members, identities }
     }
 }
 

@@ -17,8 +17,8 @@ use std::sync::Arc;
 use sluice_tables::policy::{PolicySet, PortMap};
 use sluice_tables::stable_hash::{StableHasher, stamp};
 use sluice_tables::{
-    Decision, Identities, IdentityId, Isolation, Lpm, Policy, PolicySetId, PortMapBuilder, PortMatcher, RuleId, Tier,
-    TierRule,
+    Address, Decision, Identities, IdentityId, Isolation, Lpm, Policy, PolicySetId, PortMapBuilder, PortMatcher,
+    RuleId, Tier, TierRule,
 };
 
 use super::Context;
@@ -169,19 +169,33 @@ impl Builder {
         if let Some(known) = self.sets.get(&rules) {
             return *known;
         }
-        let maps: Vec<u32> = classes.list.iter().map(|class| self.map(&rules, class)).collect();
+        // Most classes are told apart by other sets' rules only, so that few foldings serve all of them.
+        let mut folded: HashMap<Vec<(usize, PortMatcher)>, u32> = HashMap::new();
+        let mut maps = Vec::with_capacity(classes.list.len());
+        for class in &classes.list {
+            let matching = matching(&rules, class);
+            let map = match folded.get(&matching) {
+                Some(map) => *map,
+                None => {
+                    let map = self.map(&rules, &matching);
+                    folded.insert(matching, map);
+                    map
+                }
+            };
+            maps.push(map);
+        }
         let default = maps[0];
         let differing = maps.iter().zip(0..).filter(|(map, _)| **map != default);
         let by_identity = differing.map(|(map, id)| (IdentityId(id), *map)).collect();
         let id = PolicySetId(self.policy.sets.len() as u32);
         self.policy.sets.push(Arc::new(PolicySet { default, by_identity }));
-        let content = self.content(&maps, &classes.identities);
+        let content = self.content(&maps, classes);
         self.sets.insert(rules, (id, content));
         (id, content)
     }
 
-    /// Folds the rules that match a class; the number of the port map.
-    fn map(&mut self, set: &SetRules, class: &Class) -> u32 {
+    /// Folds the rules that match, each with what it asks of ports; the number of the port map.
+    fn map(&mut self, set: &SetRules, matching: &[(usize, PortMatcher)]) -> u32 {
         let id = |name: &Arc<str>| self.rule_ids.get(name).copied().unwrap_or(RuleId::ISOLATION);
         let isolation = match &set.isolation {
             Isolated::Open => Isolation::Open,
@@ -189,21 +203,9 @@ impl Builder {
             Isolated::Audited(name) => Isolation::Audited(id(name)),
         };
         let mut builder = PortMapBuilder::new(isolation);
-        for rule in &set.rules {
-            if !rule.peers.as_ref().is_none_or(|peers| peers.iter().any(|m| class.answers(*m))) {
-                continue;
-            }
-            let (tier, action, audit) = (rule.tier, rule.action, rule.audit);
-            let mut push = |ports| builder.push(TierRule { tier, ports, action, rule: id(&rule.name), audit });
-            for ports in &rule.ports {
-                match ports {
-                    Ports::Fixed(matcher) => push(*matcher),
-                    Ports::OfPeer(name) => {
-                        let named = class.ports.iter().filter(|(n, ..)| n == name);
-                        named.for_each(|(_, transport, port)| push(PortMatcher::Range(*transport, *port, *port)));
-                    }
-                }
-            }
+        for (at, ports) in matching {
+            let Rule { tier, action, audit, name, .. } = &set.rules[*at];
+            builder.push(TierRule { tier: *tier, ports: *ports, action: *action, rule: id(name), audit: *audit });
         }
         let map = builder.build();
         if let Some(number) = self.maps.get(&map) {
@@ -236,27 +238,50 @@ impl Builder {
 
     /// A hash of the function from address to decisions: only addresses and prefixes where it changes are in it, so
     /// that other sets' rules leave it alone.
-    fn content(&self, maps: &[u32], identities: &Identities) -> u64 {
-        let of = |id: &IdentityId| maps.get(id.0 as usize).and_then(|m| self.map_content.get(*m as usize)).copied();
-        let default = of(&IdentityId(0)).unwrap_or_default();
+    fn content(&self, maps: &[u32], classes: &Classes) -> u64 {
+        let of = |id: IdentityId| maps.get(id.0 as usize).and_then(|m| self.map_content.get(*m as usize)).copied();
+        let default = of(IdentityId(0)).unwrap_or_default();
         let mut hasher = StableHasher::default();
         default.hash(&mut hasher);
         let mut around: Lpm<u64> = Lpm::default();
-        for (prefix, id) in identities.prefixes.entries() {
-            let here = of(id).unwrap_or(default);
+        for (prefix, id) in classes.identities.prefixes.entries() {
+            let here = of(*id).unwrap_or(default);
             if here != around.lookup(prefix.address()).copied().unwrap_or(default) {
                 around.insert(prefix, here);
                 (prefix, here).hash(&mut hasher);
             }
         }
-        let mut exact: Vec<_> = identities.exact.iter().collect();
-        exact.sort_unstable();
-        for (address, id) in exact {
-            let here = of(id).unwrap_or(default);
-            if here != around.lookup(*address).copied().unwrap_or(default) {
-                (address, here).hash(&mut hasher);
+        let mut exact: Vec<(Address, u64)> = Vec::new();
+        for (members, id) in classes.members.iter().zip(0..) {
+            let here = of(IdentityId(id)).unwrap_or(default);
+            if here == default && around.is_empty() {
+                continue;
             }
+            let told = |a: &&Address| here != around.lookup(**a).copied().unwrap_or(default);
+            exact.extend(members.iter().filter(told).map(|a| (*a, here)));
         }
+        exact.sort_unstable();
+        exact.hash(&mut hasher);
         hasher.finish()
     }
+}
+
+/// The rules of a set that a class matches, by position, with the ports each asks for.
+fn matching(set: &SetRules, class: &Class) -> Vec<(usize, PortMatcher)> {
+    let mut out = Vec::new();
+    for (at, rule) in set.rules.iter().enumerate() {
+        if !rule.peers.as_ref().is_none_or(|peers| peers.iter().any(|m| class.answers(*m))) {
+            continue;
+        }
+        for ports in &rule.ports {
+            match ports {
+                Ports::Fixed(matcher) => out.push((at, *matcher)),
+                Ports::OfPeer(name) => {
+                    let named = class.ports.iter().filter(|(n, ..)| n == name);
+                    out.extend(named.map(|(_, t, port)| (at, PortMatcher::Range(*t, *port, *port))));
+                }
+            }
+        }
+    }
+    out
 }
