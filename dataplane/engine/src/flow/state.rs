@@ -29,6 +29,9 @@ pub enum State {
     FinReply = 8,
     /// Both have, or one has reset.
     Closed = 9,
+    /// A policy forbids a flow that was allowed before. It is remembered as long as packets come, so that the far end's
+    /// retransmissions cannot pass for the beginning of a flow the other way.
+    Denied = 10,
 }
 
 /// TCP flag bits.
@@ -59,6 +62,7 @@ impl State {
             7 => State::FinOriginal,
             8 => State::FinReply,
             9 => State::Closed,
+            10 => State::Denied,
             _ => State::Free,
         }
     }
@@ -76,6 +80,7 @@ impl State {
             State::FinOriginal => "fin-original",
             State::FinReply => "fin-reply",
             State::Closed => "closed",
+            State::Denied => "denied",
         }
     }
 

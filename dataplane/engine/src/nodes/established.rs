@@ -135,11 +135,11 @@ impl Pipeline {
         }
         let entry = *E::table(self).get(slot)?;
         let (flags, protocol) = (item.meta.packet.tcp_flags, item.meta.packet.protocol);
-        let state = State::from_byte(entry.common().state);
         let reply = entry.common().is_reply();
         // A new connection on a pair of ports whose last one has ended.
         let opens = protocol == 6 && flags & 0x12 == 0x02;
-        if opens && !reply && matches!(state, State::Closed | State::FinOriginal | State::FinReply) {
+        let before = State::from_byte(entry.common().state);
+        if opens && !reply && matches!(before, State::Closed | State::FinOriginal | State::FinReply) {
             self.forget::<E>(slot);
             return None;
         }
@@ -147,6 +147,7 @@ impl Pipeline {
             return None;
         }
         let entry = *E::table(self).get(slot)?;
+        let state = State::from_byte(entry.common().state);
         if !self.fits(item, entry.common()) {
             return None;
         }

@@ -1,7 +1,7 @@
 //! Flows whose world has moved: what a decision rested on is asked again, and only that.
 //!
 //! Each entry remembers the versions of its hop, of its pod's policy and of its Service. A moved hop is looked up anew; a
-//! moved policy is judged anew and a forbidden flow ends with this packet; a moved Service is asked whether the backend is
+//! moved policy is judged anew and a forbidden flow is cut with this packet (and stays remembered as denied); a moved Service is asked whether the backend is
 //! still there.
 
 use super::established::Family;
@@ -17,7 +17,12 @@ impl Pipeline {
         let Some(entry) = E::table(self).get(slot).copied() else { return false };
         let c = *entry.common();
         let policy = self.tables.pods.versions().get(usize::from(c.pod)).copied().unwrap_or(0);
-        if policy != c.policy_version && !self.judge_again::<E>(item, slot, policy) {
+        let denied = State::from_byte(c.state) == State::Denied;
+        if (denied || policy != c.policy_version) && !self.judge_again::<E>(item, slot, policy) {
+            let tick = self.tick;
+            if let Some(e) = E::table_mut(self).get_mut(slot) {
+                e.common_mut().last_seen = tick;
+            }
             return false;
         }
         let service = self.tables.services.version(c.slot);
@@ -42,21 +47,25 @@ impl Pipeline {
             Side::To => self.judge(item, &pod, Direction::Ingress, &tuple),
             Side::From => self.judge(item, &pod, Direction::Egress, &original.to()),
         };
-        let Some(rule) = rule else {
-            self.forget::<E>(slot);
-            return false;
+        let was = State::from_byte(original.common().state);
+        let state = match (rule, was) {
+            (None, _) => State::Denied,
+            (Some(_), State::Denied) if tuple.protocol == 6 => State::Established,
+            (Some(_), State::Denied) => State::New,
+            (Some(_), was) => was,
         };
         for s in [first, first.sibling()] {
             if let Some(e) = E::table_mut(self).get_mut(s)
                 && e.common().state != 0
             {
                 e.common_mut().policy_version = version;
+                e.common_mut().state = state as u8;
             }
         }
-        if let Some(e) = E::table_mut(self).get_mut(first) {
+        if let (Some(e), Some(rule)) = (E::table_mut(self).get_mut(first), rule) {
             e.common_mut().rule = rule.0;
         }
-        true
+        rule.is_some()
     }
 
     fn serve_again<E: Family>(&mut self, item: &mut Item, slot: Slot, version: u32) -> bool {
