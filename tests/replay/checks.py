@@ -60,9 +60,12 @@ def believed_lies(story):
         problems, bound = story.judge(len(frames), result)
         if problems:
             return problems
+    told = list(lies(story, result))
+    if len(story.steps) > 500:
+        del told[3:]  # a long story is told seldom
     return [
         f"it does not notice when {what}"
-        for what, lie in lies(story, result)
+        for what, lie in told
         if not story.judge(len(frames), Liar(lie).replay(story, frames, None, None))[0]
     ]
 

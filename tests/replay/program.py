@@ -27,6 +27,16 @@ class Result:
     verdicts: list
     outputs: dict  # port name -> [(microseconds, frame)]
     files: dict  # file name -> bytes
+    index: dict = None
+
+    def by_time(self):
+        """The frames of each (port, time), built when first asked for."""
+        if self.index is None:
+            self.index = {}
+            for port, frames in self.outputs.items():
+                for when, data in frames:
+                    self.index.setdefault((port, when), []).append(data)
+        return self.index
 
 
 def file_name(port):

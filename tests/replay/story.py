@@ -9,6 +9,7 @@ That is sound because a replay is deterministic, which every story checks as wel
 """
 
 import ipaddress
+from collections import Counter
 
 from frames import difference, layers, wrong_checksums
 
@@ -176,8 +177,7 @@ class Step:
         self.policy = self.service = self.backend = ANY
 
     def _expect(self, verdicts, reasons, policy=ANY, service=ANY, backend=ANY):
-        self.verdicts = {verdicts} if isinstance(verdicts, str) else set(verdicts)
-        self.reasons = reasons
+        self.verdicts, self.reasons = {verdicts} if isinstance(verdicts, str) else set(verdicts), reasons
         self.policy, self.service, self.backend = policy, service, backend
         return self
 
@@ -262,7 +262,7 @@ class Story:
 
     def judge(self, count, result):
         """Compares the first `count` steps with `result`; returns (problems, picked values)."""
-        problems, bound = [], {}
+        problems, bound, shared = [], {}, self._shared_times()
         taken = {port: dict.fromkeys((when for when, _ in frames), 0) for port, frames in result.outputs.items()}
         if len(result.verdicts) != count:
             return [f"{count} packets went in, verdicts.jsonl has {len(result.verdicts)} lines"], bound
@@ -273,31 +273,30 @@ class Story:
             for when in set(times) - {step.at for step in self.steps[:count]}:
                 problems.append(f"{port}: a frame bears the time {when} µs, which no input packet has")
         for index, step in enumerate(self.steps[:count]):
-            for problem in self._judge_step(index, step, result, taken, bound):
+            for problem in self._judge_step(index, step, result, taken, shared, bound):
                 problems.append(f"packet {index} ({step.port}): {problem}")
         for port, counts in taken.items():
             for when, count in counts.items():
-                left = sum(when == at for at, _ in result.outputs[port]) - count
-                if count and left or not count and when in self._shared_times():
+                left = len(result.by_time()[port, when]) - count
+                if count and left or not count and when in shared:
                     problems.append(f"{port}: {left} frames more than the packets of {when} µs should have caused")
         return problems, bound
 
     def _shared_times(self):
         """Times that more than one packet has: only there frames are told apart by counting."""
-        times = [step.at for step in self.steps]
-        return {when for when in times if times.count(when) > 1}
+        return {when for when, count in Counter(step.at for step in self.steps).items() if count > 1}
 
-    def _judge_step(self, index, step, result, taken, bound):
+    def _judge_step(self, index, step, result, taken, shared_times, bound):
         line = result.verdicts[index]
-        missing = FIELDS - line.keys()
-        if missing:
+        if missing := FIELDS - line.keys():
             yield f"its verdict line lacks {', '.join(sorted(missing))}"
             return
         yield from self._judge_line(index, step, line)
         sent = {}
-        shared = step.at in self._shared_times()
-        for port, frames in result.outputs.items():
-            mine = [data for when, data in frames if when == step.at]
+        sent_at = result.by_time()
+        shared = step.at in shared_times
+        for port in result.outputs:
+            mine = sent_at.get((port, step.at), [])
             if shared and mine:
                 start = taken[port][step.at]
                 mine = mine[start : start + len((step.out or {}).get(port, []))]

@@ -5,7 +5,7 @@ from scapy.layers.inet6 import ICMPv6ND_RS, IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Raw
 
-from cluster import FAMILIES, NODE_A, NODE_B, POD_A, POD_B, POD_E, TCP_, UDP_, WORLD, service
+from cluster import FAMILIES, NODE_A, NODE_B, POD_A, POD_B, POD_C, POD_E, TCP_, UDP_, V4, WORLD, service
 from model import MASQUERADE, icmp_error, tunnel, tunnelled
 from stories.policy import DENY_INGRESS
 from story import each, story
@@ -60,6 +60,33 @@ def distinct(s, fam):
                 )
             ),
         )
+
+
+@story("A full flow table refuses a new flow, with FlowTableFull, and gives up none of its streams")
+def table_full(s):
+    # READING: a flow between a local and a remote pod is one flow, so 1,024 of them fit in a table of 1,024.
+    s.given(WORLD, config="flows: { max: 1024 }\n")
+    asked, told = UDP(sport=33000, dport=53) / Raw(b"?"), UDP(sport=53, dport=33000) / Raw(b"!")
+
+    def exchange(sport):
+        there, back = asked.copy(), told.copy()
+        there.sport = back.dport = sport
+        for packet in ("there", "back", "there"):
+            if packet == "there":
+                s.send(POD_A.port, POD_A.sends(V4.ip(POD_A, POD_C) / there)).forwarded(
+                    "uplink0", tunnel(NODE_A, NODE_B, V4.ip(POD_A, POD_C, 63) / there)
+                )
+            else:
+                s.send("uplink0", tunnelled(NODE_B, NODE_A, V4.ip(POD_C, POD_A, 63) / back)).forwarded(
+                    POD_A.port, POD_A.gets(V4.ip(POD_C, POD_A, 62) / back)
+                )
+
+    for sport in range(20000, 21024):
+        exchange(sport)
+    asked.sport = 30000
+    s.send(POD_A.port, POD_A.sends(V4.ip(POD_A, POD_C) / asked)).dropped("FlowTableFull")
+    for sport in (20000, 20500, 21023):
+        exchange(sport)
 
 
 @each("A TCP connection that is set up stays for a day without a packet, over {0}", FAMILIES)
