@@ -1,15 +1,16 @@
 //! Services: every address and port a client may connect to, with the backends this node sends it to.
 //!
-//! Owner: the control thread. Source: core/v1 `Service`. `spec.externalIPs` are not programmed: anybody who may create a
-//! Service could take over any address (CVE-2020-8554), and no setting asks for them. Invariants: what is compiled of a
-//! Service depends on that Service, its slices and [`Surroundings`] alone, and is kept as long as these do not change;
-//! backend sets with equal members are one. Headless, ExternalName and other proxies' Services give nothing.
+//! Owner: the control thread. Source: core/v1 `Service`. Invariants: what is compiled of a Service depends on that
+//! Service, its slices and [`Surroundings`] alone, and is kept as long as these do not change; backend sets with equal
+//! members are one. Headless, ExternalName and other proxies' Services give nothing. `spec.externalIPs` may be written by
+//! whoever may create a Service (CVE-2020-8554): they never take an address of the cluster's own ranges.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use sluice_tables::services::{FrontendKind, VERSION_SLOTS};
 use sluice_tables::stable_hash::{StableHasher, stable_hash};
 use sluice_tables::{Address, Backend, BackendSet, Frontend, FrontendKey, Lpm, Prefix, Services, TableError};
@@ -26,6 +27,10 @@ struct Surroundings {
     zone: Option<String>,
     /// Addresses of nodes: a Service that claims one gets its own ports there and nothing else.
     node_addresses: BTreeSet<IpAddr>,
+    /// Networks of pods and Services, which no external address may lie in.
+    inside: BTreeSet<IpNet>,
+    /// Whether external addresses are programmed at all.
+    external_ips: bool,
 }
 
 /// A Service as frontends.
@@ -61,6 +66,8 @@ pub(crate) fn compile(
         node: context.node.name.clone(),
         zone: context.node.zone().map(str::to_owned),
         node_addresses: context.cluster.nodes.values().flat_map(|n| node_addresses(n)).collect(),
+        inside: inside(context),
+        external_ips: context.knobs.external_ips,
     };
     let previous = previous.filter(|p| p.surroundings == surroundings);
     let mut slices: BTreeMap<(&str, &str), Vec<Arc<EndpointSlice>>> = BTreeMap::new();
@@ -85,8 +92,11 @@ pub(crate) fn compile(
                 Arc::new(CompiledService::new(service, slices, &surroundings, &here, old.map(Arc::as_ref))?)
             }
         };
-        if !service.external_ips.is_empty() {
-            let why = "external addresses are not programmed".to_owned();
+        for refused in service.external_ips.iter().filter(|ip| !surroundings.may_be_external(**ip)) {
+            let why = match surroundings.external_ips {
+                true => format!("{refused} is an address of the cluster's own; not programmed"),
+                false => format!("{refused} is not programmed: external addresses are switched off"),
+            };
             invalid.insert(Finding { kind: "Service", name: name.to_string(), field: "spec.externalIPs", why });
         }
         compiled.insert(name.clone(), now);
@@ -95,6 +105,18 @@ pub(crate) fn compile(
     invalid.extend(shards.findings());
     let services = shards.services();
     Ok((services, ServiceState { surroundings, compiled, shards }))
+}
+
+/// Networks in which every address is a pod's or a Service's.
+fn inside(context: &Context<'_>) -> BTreeSet<IpNet> {
+    let knobs = context.knobs.pod_ranges.iter().chain(&context.knobs.service_ranges);
+    knobs.chain(context.cluster.nodes.values().flat_map(|n| &n.pod_cidrs)).copied().collect()
+}
+
+impl Surroundings {
+    fn may_be_external(&self, address: IpAddr) -> bool {
+        self.external_ips && !self.inside.iter().any(|net| net.contains(&address))
+    }
 }
 
 /// All addresses that mean a node, as far as Services may not swallow them.
@@ -137,6 +159,11 @@ impl CompiledService {
                     && let Some(number) = port.node_port
                 {
                     add(unspecified(family), number, make.external(FrontendKind::NodePort, None, &mut sets)?);
+                }
+                for ip in service.external_ips.iter().filter(|ip| Family::of(ip) == family) {
+                    if around.may_be_external(*ip) {
+                        add((*ip).into(), port.port, make.external(FrontendKind::ExternalIp, None, &mut sets)?);
+                    }
                 }
                 if service.kind == ServiceKind::LoadBalancer {
                     let ours = service.load_balancer.iter().filter(|a| Family::of(&a.ip) == family && !a.proxied);

@@ -16,6 +16,8 @@ pub struct Knobs {
     pub pod_ranges: Vec<IpNet>,
     /// `cidrs.services`.
     pub service_ranges: Vec<IpNet>,
+    /// Whether `spec.externalIPs` of Services are programmed.
+    pub external_ips: bool,
 }
 
 impl From<&Config> for Knobs {
@@ -44,6 +46,8 @@ impl From<&Config> for Knobs {
             },
             pod_ranges: config.cidrs.pods.clone(),
             service_ranges: config.cidrs.services.clone(),
+            // As upstream: who must not use them is stopped by the admission plugin DenyServiceExternalIPs.
+            external_ips: true,
         }
     }
 }

@@ -1,13 +1,14 @@
 //! The frontends of all Services, dealt out to shards; only shards that a change touches are built again.
 //!
-//! Owner: the control thread. Invariants: a frontend belongs to the first Service by name that claims it, every other
-//! claim is a [`Finding`]; a shard whose Services did not change is the same `Arc`; a version slot's value follows the
+//! Owner: the control thread. Invariants: a frontend belongs to the Service whose cluster address it is, else to the
+//! first one by name that claims it as a node port, a load balancer's or an external address (so that nobody takes a
+//! cluster address by naming it); every other claim is a [`Finding`]; a shard whose Services did not change is the same `Arc`; a version slot's value follows the
 //! content of its Services, and is 0 only where there are none.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use sluice_tables::services::{SHARDS, Shard, VERSION_SLOTS, shard_of};
+use sluice_tables::services::{FrontendKind, SHARDS, Shard, VERSION_SLOTS, shard_of};
 use sluice_tables::stable_hash::stamp;
 use sluice_tables::{Address, FrontendKey, Services};
 
@@ -47,8 +48,12 @@ impl Shards {
         }
         let mut fresh: BTreeMap<usize, (Shard, Vec<Lost>)> = dirty.iter().map(|at| (*at, Default::default())).collect();
         let mut owners: BTreeMap<FrontendKey, &NamespacedName> = BTreeMap::new();
-        for service in compiled.values() {
-            for (key, frontend) in &service.frontends {
+        let all = || compiled.values().flat_map(|service| service.frontends.iter().map(move |f| (service, f)));
+        for own_address in [true, false] {
+            for (service, (key, frontend)) in all() {
+                if (frontend.kind == FrontendKind::ClusterIp) != own_address {
+                    continue;
+                }
                 let Some((shard, lost)) = fresh.get_mut(&shard_of(key)) else { continue };
                 match owners.get(key) {
                     None => {
@@ -60,10 +65,10 @@ impl Shards {
                     }
                 }
             }
-            for (address, kind) in &service.addresses {
-                if let Some((shard, _)) = fresh.get_mut(&shard_of_address(*address)) {
-                    shard.addresses.entry(*address).or_insert(*kind);
-                }
+        }
+        for (address, kind) in compiled.values().flat_map(|service| &service.addresses) {
+            if let Some((shard, _)) = fresh.get_mut(&shard_of_address(*address)) {
+                shard.addresses.entry(*address).or_insert(*kind);
             }
         }
         for (at, (shard, claims)) in fresh {

@@ -407,10 +407,38 @@ spec: { type: NodePort, clusterIP: 10.96.0.11, ports: [{ port: 80, nodePort: 300
 }
 
 #[test]
-fn external_addresses_are_reported_and_not_programmed() {
-    let compiled = web("externalIPs: [203.0.113.99]", &[e(L1, "node-a", "rs")]);
-    assert!(compiled.frontend("203.0.113.99", TCP, 80).is_none());
-    assert!(compiled.invalid.iter().any(|f| f.field == "spec.externalIPs"));
+fn external_addresses_answer_and_follow_the_external_policy() {
+    let spec = "externalIPs: [203.0.113.99, '2001:db8:99::1'], externalTrafficPolicy: Local";
+    let compiled = web(spec, &[e(L1, "node-a", "rs"), e(R, "node-b", "rs")]);
+    let frontend = compiled.frontend("203.0.113.99", TCP, 80).unwrap();
+    assert_eq!(frontend.kind, FrontendKind::ExternalIp);
+    assert_eq!((backends(&frontend.internal), backends(&frontend.external)), (set(&[L1, R]), set(&[L1])), "84");
+    assert!(compiled.frontend("2001:db8:99::1", TCP, 80).is_none(), "63: the Service has no IPv6");
+    assert!(compiled.steering.owned_addresses.contains(&"203.0.113.99".parse().unwrap()), "91");
+    assert!(compiled.invalid.is_empty(), "{:?}", compiled.invalid);
+}
+
+#[test]
+fn an_external_address_never_takes_what_is_the_clusters() {
+    for stolen in ["10.244.2.11", "10.96.0.1"] {
+        let compiled = web(&format!("externalIPs: [{stolen}]"), &[e(L1, "node-a", "rs")]);
+        assert!(compiled.frontend(stolen, TCP, 80).is_none(), "{stolen}");
+        assert!(compiled.invalid.iter().any(|f| f.field == "spec.externalIPs"), "{stolen}");
+    }
+    let thief = "
+apiVersion: v1
+kind: Service
+metadata: { namespace: aaa, name: thief }
+spec: { type: LoadBalancer, clusterIP: 10.96.0.66, ports: [{ port: 80 }] }
+status: { loadBalancer: { ingress: [{ ip: 10.96.0.10 }] } }
+";
+    let compiled = story(LB, &[e(L1, "node-a", "rs")]).with(thief).on("node-a");
+    assert_eq!(
+        &*compiled.frontend("10.96.0.10", TCP, 80).unwrap().name,
+        "default/web:80/TCP",
+        "a cluster address stays"
+    );
+    assert!(compiled.invalid.iter().any(|f| f.name == "aaa/thief"), "{:?}", compiled.invalid);
 }
 
 #[test]
