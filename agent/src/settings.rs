@@ -6,7 +6,6 @@ use sluice_tables::Tables;
 /// Ports an egress address gives away: all but the well-known ones (contract §6).
 const EGRESS_PORTS: (u16, u16) = (1024, 65_535);
 
-
 /// Makes the SNAT port ranges that these tables need; called before they are published.
 pub fn ensure_spaces(shared: &Shared, tables: &Tables) {
     let node = &tables.node;

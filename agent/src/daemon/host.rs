@@ -45,8 +45,9 @@ impl Notes {
     pub fn open(state_dir: &Path) -> Result<Self> {
         let path = state_dir.join(FILE);
         let found = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .with_context(|| format!("{} cannot be read; remove it if this host was cleaned by hand", path.display()))?,
+            Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| {
+                format!("{} cannot be read; remove it if this host was cleaned by hand", path.display())
+            })?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Found::default(),
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
         };
@@ -77,30 +78,22 @@ pub fn fence_ports(ns: &Netns, notes: &mut Notes, ports: (u16, u16)) -> Result<(
 pub fn uplink(ns: &Netns, name: &str) -> Result<Interface> {
     match sluice_hostnet::interface(ns, name)? {
         Some(interface) if interface.up => Ok(interface),
-        Some(_) => Err(Lacking {
-            what: format!("the uplink {name} is down"),
-            mend: format!("ip link set {name} up"),
+        Some(_) => {
+            Err(Lacking { what: format!("the uplink {name} is down"), mend: format!("ip link set {name} up") }.into())
         }
-        .into()),
         None => Err(Lacking {
             what: format!("there is no interface {name} in this network namespace"),
-            mend: "name the node's network interface in `ports.uplink.interface`; `ip -brief link` lists them".to_owned(),
+            mend: "name the node's network interface in `ports.uplink.interface`; `ip -brief link` lists them"
+                .to_owned(),
         }
         .into()),
     }
 }
 
 /// Sets the host port up for these overlay addresses and cluster ranges.
-pub fn configure_host_port(
-    ns: &Netns,
-    name: &str,
-    overlay: &[IpAddr],
-    ranges: &[IpNet],
-    mtu: u16,
-) -> Result<[u8; 6]> {
+pub fn configure_host_port(ns: &Netns, name: &str, overlay: &[IpAddr], ranges: &[IpNet], mtu: u16) -> Result<[u8; 6]> {
     let mac = derived_mac(overlay).unwrap_or([2, 0, 0, 0, 0, 1]);
-    let wanted =
-        HostInterface { name, mac, mtu: u32::from(mtu), addresses: overlay, routes: ranges, exclude: &[] };
+    let wanted = HostInterface { name, mac, mtu: u32::from(mtu), addresses: overlay, routes: ranges, exclude: &[] };
     sluice_hostnet::configure_host(ns, &wanted)?;
     Ok(mac)
 }

@@ -90,12 +90,14 @@ impl Control {
             if known.netns_inode == ns.inode() && self.view.pods.contains_key(&name) {
                 return Ok(self.answer(&known));
             }
-            self.detach(&known).map_err(|e| refuse(ErrorCode::IO, "cannot replace the pod's port", format!("{e:#}")))?;
+            self.detach(&known)
+                .map_err(|e| refuse(ErrorCode::IO, "cannot replace the pod's port", format!("{e:#}")))?;
         }
         // A sandbox that was replaced without a DEL: the newest one is the pod.
         if let Some(old) = self.attachments.of_pod(pod.namespace, pod.name).cloned() {
             tracing::info!(pod = %name, old = old.container, "the pod has a new sandbox");
-            self.detach(&old).map_err(|e| refuse(ErrorCode::IO, "cannot remove the pod's old port", format!("{e:#}")))?;
+            self.detach(&old)
+                .map_err(|e| refuse(ErrorCode::IO, "cannot remove the pod's old port", format!("{e:#}")))?;
         }
         let addresses = self.lease(&name, &request.container_id)?;
         match self.attach(&name, request, &ns, addresses) {
@@ -113,9 +115,7 @@ impl Control {
 
     /// Addresses for a pod: those its object carries, else leased ones.
     fn lease(&mut self, name: &NamespacedName, container: &str) -> Result<Vec<IpAddr>, ErrorBody> {
-        let fixed: Vec<IpAddr> = self
-            .snapshot_addresses(name)
-            .unwrap_or_default();
+        let fixed: Vec<IpAddr> = self.snapshot_addresses(name).unwrap_or_default();
         let reserved: BTreeSet<IpAddr> = self
             .cluster
             .pods
@@ -307,9 +307,7 @@ impl Control {
             routes: attachment
                 .addresses
                 .iter()
-                .filter_map(|a| {
-                    Some(Route { dst: everything(a).parse().ok()?, gw: Some(gateway(a)), mtu: None })
-                })
+                .filter_map(|a| Some(Route { dst: everything(a).parse().ok()?, gw: Some(gateway(a)), mtu: None }))
                 .collect(),
             ..AddResult::default()
         };

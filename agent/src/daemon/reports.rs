@@ -2,13 +2,13 @@
 
 use super::control::{Control, Link};
 use super::observe::Told;
+use crate::api::Agent;
 use crate::api::problem::Problem;
 use crate::api::report::{
     BackendReport, CounterReport, FlowFilter, FlowReport, FlowsReport, FrontendReport, GenerationReport, IpamReport,
     ObserveEvent, ObserveFilter, PodReport, PolicyReport, PoolReport, PortCounters, PortReport, ServiceReport, State,
     StatusReport, WorkerReport,
 };
-use crate::api::Agent;
 use serde_json::Value;
 use sluice_cni::protocol::{CniRequest, ErrorBody, ErrorCode, Verb};
 use sluice_ctrl::model::Family;
@@ -298,13 +298,7 @@ impl Control {
                     && self.cluster.pods.get(*name).is_some_and(|pod| policy.pods.matches(&pod.labels))
             });
             let selected = here.map(ToString::to_string).collect();
-            all.push(report(
-                "NetworkPolicy",
-                policy.name.to_string(),
-                policy.fail_closed.any(),
-                directions,
-                selected,
-            ));
+            all.push(report("NetworkPolicy", policy.name.to_string(), policy.fail_closed.any(), directions, selected));
         }
         for policy in self.cluster.cluster_network_policies.values() {
             let mut directions = Vec::new();
@@ -362,17 +356,15 @@ impl Control {
     /// `GET /v1/generation`.
     pub fn generation(&self) -> GenerationReport {
         let applied = self.publisher.applied();
-        GenerationReport {
-            published: self.publisher.generation(),
-            applied,
-            workers: vec![applied; self.workers.len()],
-        }
+        GenerationReport { published: self.publisher.generation(), applied, workers: vec![applied; self.workers.len()] }
     }
 
     /// `GET /v1/observe`.
     pub fn observe(&mut self, filter: ObserveFilter, sender: mpsc::Sender<ObserveEvent>) {
         let mut ports: BTreeMap<u16, (String, Option<String>)> = BTreeMap::new();
-        for port in [self.view.uplink.port, self.view.host.port].into_iter().chain(self.view.pods.values().map(|p| p.port)) {
+        for port in
+            [self.view.uplink.port, self.view.host.port].into_iter().chain(self.view.pods.values().map(|p| p.port))
+        {
             ports.insert(port, (self.port_name(port), self.pod_of(port)));
         }
         let names = self.publisher.current().tables.policy.clone();
@@ -397,12 +389,7 @@ impl Control {
     }
 }
 
-fn event_of(
-    told: &Told,
-    port: String,
-    pod: Option<String>,
-    policy: impl Fn(RuleId) -> Option<String>,
-) -> ObserveEvent {
+fn event_of(told: &Told, port: String, pod: Option<String>, policy: impl Fn(RuleId) -> Option<String>) -> ObserveEvent {
     let (verdict, reason, stage) = match told.event {
         Event::Sent(_) => ("forwarded", None, None),
         Event::Punted(_) => ("punted", None, None),

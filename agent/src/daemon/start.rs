@@ -106,12 +106,17 @@ fn lock(state_dir: &Path) -> Result<File> {
     std::fs::create_dir_all(state_dir).with_context(|| format!("cannot make {}", state_dir.display()))?;
     let path = state_dir.join("lock");
     let file = File::create(&path).with_context(|| format!("cannot open {}", path.display()))?;
-    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| anyhow!("another sluiced uses {}; end it first, or give this one its own state_dir", state_dir.display()))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|_| {
+        anyhow!("another sluiced uses {}; end it first, or give this one its own state_dir", state_dir.display())
+    })?;
     Ok(file)
 }
 
-fn assemble(config: Config, manifests: &Path, started: Instant) -> Result<(Link, Receiver<Message>, Control, Unwatched)> {
+fn assemble(
+    config: Config,
+    manifests: &Path,
+    started: Instant,
+) -> Result<(Link, Receiver<Message>, Control, Unwatched)> {
     if config.ports.uplink.driver != UplinkDriver::AfXdp {
         bail!("ports.uplink.driver: only af_xdp is there yet");
     }
@@ -345,6 +350,5 @@ pub fn cleanup(config: &Config) -> Result<()> {
         std::fs::remove_file(&config.socket).with_context(|| format!("cannot remove {}", config.socket.display()))?;
     }
     drop(held);
-    std::fs::remove_dir_all(&config.state_dir)
-        .with_context(|| format!("cannot remove {}", config.state_dir.display()))
+    std::fs::remove_dir_all(&config.state_dir).with_context(|| format!("cannot remove {}", config.state_dir.display()))
 }

@@ -129,13 +129,8 @@ impl Node {
         ports.extend(view.pods.values().map(|pod| pod.port));
         let mut all = Vec::new();
         for (id, handoff) in (0..workers).zip(Handoff::mesh(usize::from(workers))) {
-            let options = WorkerOptions {
-                id,
-                workers,
-                flows: config.flows.max as usize,
-                seed: SEED,
-                huge_pages: false,
-            };
+            let options =
+                WorkerOptions { id, workers, flows: config.flows.max as usize, seed: SEED, huge_pages: false };
             let mut pipeline = Pipeline::new(options, tables.clone(), shared.clone(), pool.cache(), handoff)?;
             pipeline.listen(Some(Box::new(recorder.listener())));
             for port in &ports {
