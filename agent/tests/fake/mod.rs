@@ -137,7 +137,9 @@ impl Agent for Fake {
 pub struct Answering {
     pub fake: Arc<Fake>,
     pub socket: PathBuf,
+    #[allow(dead_code, reason = "only the API tests scrape")]
     pub metrics: std::net::SocketAddr,
+    #[allow(dead_code, reason = "only the API tests stop it")]
     pub running: Running,
     _folder: tempfile::TempDir,
 }
