@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sluice_cni::client::{Answer, Client, ClientError, Lines};
 use sluice_cni::protocol::ErrorBody;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Where the agent listens unless it was told otherwise.
@@ -21,15 +21,10 @@ const POD_PATIENCE: Duration = Duration::from_secs(90);
 pub struct Socket {
     /// Unix socket of the agent; files-only commands do not need it.
     #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_SOCKET, env = "SLUICE_SOCKET")]
-    socket: PathBuf,
+    pub socket: PathBuf,
 }
 
 impl Socket {
-    /// The path.
-    pub fn path(&self) -> &Path {
-        &self.socket
-    }
-
     /// The agent there.
     pub fn agent(&self) -> Agent {
         Agent { socket: self.socket.clone() }

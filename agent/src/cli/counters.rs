@@ -8,7 +8,9 @@ use clap::Args;
 
 /// Everything counted since the agent's start.
 #[derive(Args)]
-#[command(after_help = "Examples:\n  sluice counters\n  sluice counters --all\n  sluice counters -o json | jq .drops.PolicyDeny")]
+#[command(
+    after_help = "Examples:\n  sluice counters\n  sluice counters --all\n  sluice counters -o json | jq .drops.PolicyDeny"
+)]
 pub struct CountersArgs {
     /// Show counters that stand at 0 too.
     #[arg(long)]
@@ -41,7 +43,8 @@ fn rows(report: &CounterReport) -> Vec<(String, u64)> {
         rows.extend(stages.iter().map(|(stage, count)| (format!("drops/{reason}/{stage}"), *count)));
     }
     for (verdict, directions) in &report.policy_verdicts {
-        let each = directions.iter().map(|(direction, count)| (format!("policy_verdicts/{verdict}/{direction}"), *count));
+        let each =
+            directions.iter().map(|(direction, count)| (format!("policy_verdicts/{verdict}/{direction}"), *count));
         rows.extend(each);
     }
     let results = report.service_connections.iter();

@@ -18,7 +18,7 @@ mod status;
 
 use agent::Socket;
 use clap::{Args, Parser, Subcommand};
-use failure::{Done, Failure};
+use failure::Done;
 use output::{Format, Output};
 use std::process::ExitCode;
 
@@ -140,10 +140,12 @@ mod tests {
 
     #[test]
     fn socket_and_format_stand_before_or_after_the_command() {
-        for line in [["sluice", "--socket", "/x", "-o", "json", "status"], ["sluice", "status", "-o", "json", "--socket", "/x"]] {
+        for line in
+            [["sluice", "--socket", "/x", "-o", "json", "status"], ["sluice", "status", "-o", "json", "--socket", "/x"]]
+        {
             let cli = Cli::try_parse_from(line).unwrap();
             assert_eq!(cli.shared.format, Format::Json);
-            assert_eq!(cli.shared.socket.path().to_str(), Some("/x"));
+            assert_eq!(cli.shared.socket.socket.to_str(), Some("/x"));
         }
     }
 }

@@ -38,7 +38,8 @@ fn reason(text: &str) -> Result<String, String> {
 
 /// Prints events until the agent ends, the reader goes, or enough were seen.
 pub fn run(agent: &Agent, args: ObserveArgs, output: &Output) -> Done {
-    let filter = [("verdict", args.verdict.as_deref()), ("pod", args.pod.as_deref()), ("reason", args.reason.as_deref())];
+    let filter =
+        [("verdict", args.verdict.as_deref()), ("pod", args.pod.as_deref()), ("reason", args.reason.as_deref())];
     let lines = agent.lines(&with_query("/v1/observe", &filter))?;
     let mut seen = 0;
     for line in lines {
@@ -66,12 +67,8 @@ fn text(event: &ObserveEvent) -> String {
         text.push(' ');
         text.push_str(reason);
     }
-    let known = [
-        ("at", &event.stage),
-        ("policy", &event.policy),
-        ("service", &event.service),
-        ("backend", &event.backend),
-    ];
+    let known =
+        [("at", &event.stage), ("policy", &event.policy), ("service", &event.service), ("backend", &event.backend)];
     text.push_str(&format!(" from {}", event.port));
     for (word, value) in known {
         if let Some(value) = value {

@@ -103,7 +103,10 @@ mod tests {
 
     #[test]
     fn a_table_is_columns_of_plain_words_and_no_cell_is_empty() {
-        let text = table(&["NAME", "MODE"], [vec!["uplink0".to_owned(), "copy".to_owned()], vec!["host".into(), String::new()]]);
+        let text = table(
+            &["NAME", "MODE"],
+            [vec!["uplink0".to_owned(), "copy".to_owned()], vec!["host".into(), String::new()]],
+        );
         let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
         assert_eq!(lines, [["NAME", "MODE"], ["uplink0", "copy"], ["host", "-"]]);
         assert!(!text.contains('\u{1b}') && !text.contains(" \n"));

@@ -8,8 +8,10 @@ use std::path::PathBuf;
 
 /// Runs captures through the pipeline of a node, offline: no machine is touched, the clock is the packets' own.
 #[derive(Args)]
-#[command(after_help = "Example:\n  sluice replay --manifests cluster/ --node node-a --rx pod:shop/web-0=in.pcap --out out/\n\
-    writes out/PORT.pcap for each port that sent something, and out/verdicts.jsonl.")]
+#[command(
+    after_help = "Example:\n  sluice replay --manifests cluster/ --node node-a --rx pod:shop/web-0=in.pcap --out out/\n\
+    writes out/PORT.pcap for each port that sent something, and out/verdicts.jsonl."
+)]
 pub struct ReplayArgs {
     /// Folder of Kubernetes manifests.
     #[arg(long, value_name = "DIR")]

@@ -105,7 +105,8 @@ mod tests {
 
     #[test]
     fn a_healthy_node_does_not_say_degraded_and_an_ill_one_says_where() {
-        let mut status = StatusReport { state: State::Ready, generation: 3, applied_generation: 3, ..Default::default() };
+        let mut status =
+            StatusReport { state: State::Ready, generation: 3, applied_generation: 3, ..Default::default() };
         assert!(!text(&status).contains("Degraded"));
         status.state = State::Degraded;
         status.problems = vec![Problem {

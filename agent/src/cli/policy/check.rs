@@ -11,10 +11,12 @@ use std::path::PathBuf;
 
 /// Says whether one end may talk to another, and which rule decides.
 #[derive(Args)]
-#[command(after_help = "Names are NAMESPACE/POD, NAMESPACE/SERVICE or an address; pod/NS/NAME, svc/NS/NAME and node/NAME say which.\n\n\
+#[command(
+    after_help = "Names are NAMESPACE/POD, NAMESPACE/SERVICE or an address; pod/NS/NAME, svc/NS/NAME and node/NAME say which.\n\n\
     Examples:\n  sluice policy check --manifests cluster/ --from shop/web-0 --to shop/db --port 5432\n  \
     sluice policy check --manifests cluster/ --from 198.51.100.7 --to shop/web-0 --port 8080 --expect deny\n  \
-    kubectl get ns,no,po,svc,endpointslices,netpol -A -o yaml > now/all.yaml")]
+    kubectl get ns,no,po,svc,endpointslices,netpol -A -o yaml > now/all.yaml"
+)]
 pub struct CheckArgs {
     /// Folder of Kubernetes manifests.
     #[arg(long, value_name = "DIR")]

@@ -65,7 +65,8 @@ impl Question<'_> {
     pub fn walk(&self, direction: Direction) -> Walk {
         let mut walk = Walk { rules: Vec::new(), allow: true, decided_by: None };
         let mut decided = self.tier(Tier::Admin, direction, &mut walk);
-        let selecting: Vec<_> = self.cluster.network_policies.values().filter(|policy| self.selected_by(policy)).collect();
+        let selecting: Vec<_> =
+            self.cluster.network_policies.values().filter(|policy| self.selected_by(policy)).collect();
         let mut isolated = false;
         for policy in selecting {
             let Some(rules) = rules_of(policy, direction) else { continue };
@@ -99,8 +100,14 @@ impl Question<'_> {
     ) -> bool {
         let name = format!("NetworkPolicy/{}", policy.name);
         let mut allowed = false;
-        let entry = |at, action, peer, port, decides| {
-            Considered { rule: name.clone(), at, tier: "Namespaced", action, peer, port, decides }
+        let entry = |at, action, peer, port, decides| Considered {
+            rule: name.clone(),
+            at,
+            tier: "Namespaced",
+            action,
+            peer,
+            port,
+            decides,
         };
         if rules.is_empty() {
             walk.rules.push(entry(None, "Isolate", false, false, false));
@@ -244,5 +251,147 @@ fn word(direction: Direction) -> &'static str {
     match direction {
         Direction::Ingress => "ingress",
         Direction::Egress => "egress",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::policy::rehearsal::Rehearsal;
+    use crate::cli::policy::verdict::decide;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    /// Two namespaces with two pods each, a node, and whatever policies.
+    fn rehearse(policies: Vec<Value>) -> Rehearsal {
+        let mut items = vec![json!({"apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": "n", "labels": {"zone": "x"}}, "spec": {"podCIDRs": ["10.244.1.0/24"]},
+            "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}})];
+        for (at, (namespace, app)) in [("a", "x"), ("a", "y"), ("b", "x"), ("b", "y")].into_iter().enumerate() {
+            items.push(json!({"apiVersion": "v1", "kind": "Pod",
+                "metadata": {"namespace": namespace, "name": app, "labels": {"app": app}},
+                "spec": {"nodeName": "n", "containers": [{"name": "c", "ports": [{"name": "web", "containerPort": 80 + at}]}]},
+                "status": {"podIPs": [{"ip": format!("10.244.1.{}", 10 + at)}]}}));
+        }
+        items.extend(policies);
+        let folder = tempfile::tempdir().unwrap();
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+        std::fs::write(folder.path().join("all.json"), list.to_string()).unwrap();
+        Rehearsal::read(folder.path()).map_err(|failure| failure.message).unwrap()
+    }
+
+    fn selector() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            Just(json!({})),
+            Just(json!({"matchLabels": {"app": "x"}})),
+            Just(json!({"matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["x"]}]})),
+        ]
+    }
+
+    fn namespaces() -> impl Strategy<Value = Value> {
+        prop_oneof![Just(json!({})), Just(json!({"matchLabels": {"kubernetes.io/metadata.name": "b"}}))]
+    }
+
+    fn peer() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            selector().prop_map(|pods| json!({"podSelector": pods})),
+            (namespaces(), selector()).prop_map(|(n, pods)| json!({"namespaceSelector": n, "podSelector": pods})),
+            Just(json!({"ipBlock": {"cidr": "10.244.1.0/24", "except": ["10.244.1.10/31"]}})),
+            Just(json!({"ipBlock": {"cidr": "0.0.0.0/0"}})),
+        ]
+    }
+
+    fn port() -> impl Strategy<Value = Value> {
+        prop_oneof![
+            Just(json!({"protocol": "TCP", "port": 80})),
+            Just(json!({"protocol": "TCP", "port": 81, "endPort": 90})),
+            Just(json!({"protocol": "UDP"})),
+            Just(json!({"protocol": "TCP", "port": "web"})),
+        ]
+    }
+
+    fn rules(key: &'static str) -> impl Strategy<Value = Vec<Value>> {
+        let rule = (prop::collection::vec(peer(), 0..3), prop::collection::vec(port(), 0..3));
+        prop::collection::vec(rule.prop_map(move |(peers, ports)| json!({key: peers, "ports": ports})), 0..3)
+    }
+
+    fn network_policy() -> impl Strategy<Value = Value> {
+        let types = prop_oneof![Just(json!(["Ingress"])), Just(json!(["Egress"])), Just(json!(["Ingress", "Egress"]))];
+        (prop_oneof![Just("a"), Just("b")], selector(), types, rules("from"), rules("to")).prop_map(
+            |(namespace, pods, types, ingress, egress)| {
+                let has = |word: &str| types.as_array().is_some_and(|types| types.iter().any(|t| t == word));
+                let mut spec = json!({"podSelector": pods, "policyTypes": types});
+                if has("Ingress") {
+                    spec["ingress"] = json!(ingress);
+                }
+                if has("Egress") {
+                    spec["egress"] = json!(egress);
+                }
+                json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+                    "metadata": {"namespace": namespace}, "spec": spec})
+            },
+        )
+    }
+
+    fn cluster_rule(key: &'static str) -> impl Strategy<Value = Value> {
+        let action = prop_oneof![Just("Accept"), Just("Deny"), Just("Pass")];
+        let pods = (namespaces(), selector())
+            .prop_map(|(n, pods)| json!({"pods": {"namespaceSelector": n, "podSelector": pods}}));
+        let outward = prop_oneof![
+            Just(json!({"networks": ["10.244.1.12/31", "198.51.100.0/24"]})),
+            Just(json!({"nodes": {"matchLabels": {"zone": "x"}}})),
+        ];
+        let outward = if key == "to" { outward.boxed() } else { Just(json!({"namespaces": {}})).boxed() };
+        let peer = prop_oneof![namespaces().prop_map(|n| json!({"namespaces": n})), pods, outward];
+        (action, prop::collection::vec(peer, 1..3))
+            .prop_map(move |(action, peers)| json!({"action": action, key: peers}))
+    }
+
+    fn cluster_policy() -> impl Strategy<Value = Value> {
+        let tier = prop_oneof![Just("Admin"), Just("Baseline")];
+        let ingress = prop::collection::vec(cluster_rule("from"), 0..3);
+        let egress = prop::collection::vec(cluster_rule("to"), 0..3);
+        (tier, 0..3u16, namespaces(), ingress, egress).prop_map(|(tier, priority, subject, ingress, egress)| {
+            json!({"apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy", "metadata": {},
+                "spec": {"tier": tier, "priority": priority, "subject": {"namespaces": subject},
+                    "ingress": ingress, "egress": egress}})
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
+
+        #[test]
+        fn the_rules_listed_explain_what_the_tables_decide(
+            namespaced in prop::collection::vec(network_policy(), 0..4),
+            wide in prop::collection::vec(cluster_policy(), 0..4),
+        ) {
+            let named = namespaced.into_iter().chain(wide).enumerate().map(|(at, mut policy)| {
+                policy["metadata"]["name"] = json!(format!("p{at}"));
+                policy
+            });
+            let rehearsal = rehearse(named.collect());
+            let tables = rehearsal.tables("n").map_err(|failure| failure.message).unwrap();
+            let cluster = &rehearsal.cluster;
+            let outside = ["192.0.2.1", "198.51.100.7"].map(|text| (text.parse().unwrap(), None));
+            let pods = cluster.pods.values().map(|pod| (pod.addresses[0], Some(pod.as_ref())));
+            let peers: Vec<(IpAddr, Option<&Pod>)> = pods.chain(outside).collect();
+            for pod in cluster.pods.values() {
+                for (peer, peer_pod) in &peers {
+                    for (proto, port) in [(Proto::Tcp, 80), (Proto::Tcp, 82), (Proto::Tcp, 9), (Proto::Udp, 80), (Proto::Icmp, 0)] {
+                        for direction in [Direction::Ingress, Direction::Egress] {
+                            let question = Question { cluster, pod, peer: *peer, peer_pod: *peer_pod, proto, port };
+                            let walk = question.walk(direction);
+                            let number = proto.number(Family::of(peer));
+                            let decided = decide(&tables, pod, direction, (*peer).into(), number, port);
+                            prop_assert_eq!(
+                                (walk.allow, walk.decided_by.as_deref()), (decided.0, decided.1.as_deref()),
+                                "{} {:?} {} {:?}/{}: {:#?}", pod.name, direction, peer, proto, port, walk.rules
+                            );
+                        }
+                    }
+                }
+            }
+        }
     }
 }

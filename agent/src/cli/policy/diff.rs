@@ -20,7 +20,9 @@ use std::sync::Arc;
 
 /// Shows every pair of pods whose verdict an edit changes.
 #[derive(Args)]
-#[command(after_help = "Examples:\n  sluice policy diff before/ after/\n  sluice policy diff before/ after/ --exit-code   # code 1 where something changes")]
+#[command(
+    after_help = "Examples:\n  sluice policy diff before/ after/\n  sluice policy diff before/ after/ --exit-code   # code 1 where something changes"
+)]
 pub struct DiffArgs {
     /// Folder of manifests before.
     #[arg(value_name = "OLD_DIR")]
@@ -99,7 +101,8 @@ pub fn compare(old: &Rehearsal, new: &Rehearsal) -> Result<Difference, Failure> 
     };
     let mut difference =
         Difference { changes: Vec::new(), pods_added: only(&after, &before), pods_removed: only(&before, &after) };
-    let both: Vec<_> = before.iter().filter_map(|(name, standing)| Some((*name, standing, after.get(*name)?))).collect();
+    let both: Vec<_> =
+        before.iter().filter_map(|(name, standing)| Some((*name, standing, after.get(*name)?))).collect();
     for (from, from_old, from_new) in &both {
         for (to, to_old, to_new) in &both {
             if from == to {
@@ -193,7 +196,8 @@ fn probes(clusters: &[&Cluster]) -> Vec<Probe> {
         let policies = cluster.network_policies.values();
         let rules = policies.flat_map(|policy| policy.ingress.iter().chain(&policy.egress).flatten());
         let ports = rules.filter_map(|rule: &PolicyRule| rule.ports.as_ref()).flatten();
-        let wide = cluster.cluster_network_policies.values().flat_map(|policy| policy.ingress.iter().chain(&policy.egress));
+        let wide =
+            cluster.cluster_network_policies.values().flat_map(|policy| policy.ingress.iter().chain(&policy.egress));
         let wide = wide.filter_map(|rule: &ClusterRule| rule.ports.as_ref()).flatten();
         for port in ports.chain(wide) {
             if let PortMatch::Range(_, range) = port {
@@ -202,8 +206,13 @@ fn probes(clusters: &[&Cluster]) -> Vec<Probe> {
             }
         }
     }
+    // Inside a range, every stretch between two named ports is asked about by its first port.
+    let inside = |port: u16| ranges.iter().any(|(first, last)| (*first..=*last).contains(&port));
+    let stretches: Vec<u16> =
+        named.iter().filter_map(|port| port.checked_add(1)).filter(|port| inside(*port)).collect();
+    named.extend(stretches);
     // Any port outside all ranges is treated like every other such port.
-    let free = |port: &u16| !named.contains(port) && !ranges.iter().any(|(first, last)| (*first..=*last).contains(port));
+    let free = |port: &u16| !named.contains(port) && !inside(*port);
     let other = (1..=u16::MAX).rev().find(free);
     let mut probes = Vec::new();
     for proto in [Proto::Tcp, Proto::Udp, Proto::Sctp] {

@@ -5,9 +5,9 @@
 //! because rules on address blocks see them. Cost: one compilation for each node asked for.
 
 use crate::cli::failure::Failure;
-use crate::settings;
+
 use ipnet::IpNet;
-use sluice_ctrl::compile::{LocalView, Replay, compile};
+use sluice_ctrl::compile::{Knobs, LocalView, Replay, compile};
 use sluice_ctrl::config::Config;
 use sluice_ctrl::import::Defaults;
 use sluice_ctrl::model::standalone::Standalone;
@@ -37,7 +37,8 @@ pub struct Rehearsal {
 impl Rehearsal {
     /// Reads a folder.
     pub fn read(folder: &Path) -> Result<Rehearsal, Failure> {
-        let refused = |error| Failure::usage(format_args!("cannot read the manifests in {}: {error}", folder.display()));
+        let refused =
+            |error| Failure::usage(format_args!("cannot read the manifests in {}: {error}", folder.display()));
         let snapshot = ManifestSource::new(folder).map_err(refused)?.snapshot();
         let mut notes: Vec<String> = snapshot.problems.iter().map(ToString::to_string).collect();
         // A file that cannot be read may hold the policy that decides: no verdict may be built on what is left.
@@ -76,7 +77,7 @@ impl Rehearsal {
         }
         let failed = |error| Failure::usage(format_args!("the tables of node {node} cannot be made: {error}"));
         let view = LocalView::derived(&self.cluster, node, &Replay::default()).map_err(failed)?;
-        let compiled = compile(&self.cluster, &view, &sluice_ctrl::compile::Knobs::from(&self.config), None).map_err(failed)?;
+        let compiled = compile(&self.cluster, &view, &Knobs::from(&self.config), None).map_err(failed)?;
         let tables = Rc::new(compiled.tables);
         self.tables.borrow_mut().insert(node.to_owned(), tables.clone());
         Ok(tables)
@@ -140,7 +141,8 @@ fn last_free(range: &IpNet, used: &BTreeSet<IpAddr>) -> Option<IpAddr> {
 /// The node of pods that are on none. Its address is of a network for documentation that no other node uses.
 fn nowhere(cluster: &Cluster, config: &Config) -> Node {
     let taken: BTreeSet<IpAddr> = cluster.nodes.values().flat_map(|node| node.internal_ips.iter().copied()).collect();
-    let free = |net: [u8; 3]| (1..255).map(|last| IpAddr::from([net[0], net[1], net[2], last])).find(|a| !taken.contains(a));
+    let free =
+        |net: [u8; 3]| (1..255).map(|last| IpAddr::from([net[0], net[1], net[2], last])).find(|a| !taken.contains(a));
     Node {
         name: NOWHERE.to_owned(),
         labels: Default::default(),

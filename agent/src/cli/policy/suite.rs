@@ -11,8 +11,10 @@ use std::path::PathBuf;
 
 /// Checks a list of expectations.
 #[derive(Args)]
-#[command(after_help = "CASES.yaml is a list:\n  - { from: shop/web-0, to: shop/db-0, port: 5432, proto: tcp, expect: allow, title: the shop's pages }\n\n\
-    Example:\n  sluice policy test cases.yaml --manifests cluster/")]
+#[command(
+    after_help = "CASES.yaml is a list:\n  - { from: shop/web-0, to: shop/db-0, port: 5432, proto: tcp, expect: allow, title: the shop's pages }\n\n\
+    Example:\n  sluice policy test cases.yaml --manifests cluster/"
+)]
 pub struct TestArgs {
     /// The list.
     #[arg(value_name = "CASES.yaml")]
@@ -59,7 +61,10 @@ pub fn run(args: &TestArgs, output: &Output) -> Done {
     let rehearsal = Rehearsal::read(&args.manifests)?;
     let mut checked = Vec::new();
     for (index, case) in cases.into_iter().enumerate() {
-        let place = |failure: Failure| Failure { message: format!("{file}: case {}: {}", index + 1, failure.message), ..failure };
+        let place = |failure: Failure| Failure {
+            message: format!("{file}: case {}: {}", index + 1, failure.message),
+            ..failure
+        };
         let family = case.family.map(|family| super::check::family(&family.to_string()));
         let family = family.transpose().map_err(|error| place(Failure::usage(format_args!("family: {error}"))))?;
         let question = Connection { from: &case.from, to: &case.to, proto: case.proto, port: case.port, family };
@@ -69,7 +74,9 @@ pub fn run(args: &TestArgs, output: &Output) -> Done {
     for note in &rehearsal.notes {
         eprintln!("sluice: {note}");
     }
-    output.print(&checked, || table(&["RESULT", "FROM", "TO", "PORT", "EXPECT", "VERDICT", "DECIDED BY", "TITLE"], checked.iter().map(row)))?;
+    output.print(&checked, || {
+        table(&["RESULT", "FROM", "TO", "PORT", "EXPECT", "VERDICT", "DECIDED BY", "TITLE"], checked.iter().map(row))
+    })?;
     match checked.iter().filter(|case| !case.ok).count() {
         0 => Ok(()),
         different => Err(Failure::untrue(format_args!("{different} of {} cases do not hold", checked.len()))),

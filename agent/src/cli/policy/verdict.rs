@@ -307,15 +307,21 @@ impl Judge<'_> {
     }
 
     /// The rules of one pod in one direction.
-    fn side(&self, pod: &Pod, direction: Direction, peer: IpAddr, who: Option<&Pod>, port: u16) -> Result<Side, Failure> {
+    fn side(
+        &self,
+        pod: &Pod,
+        direction: Direction,
+        peer: IpAddr,
+        who: Option<&Pod>,
+        port: u16,
+    ) -> Result<Side, Failure> {
         let Some(node) = &pod.node else { return Ok(Side::unasked("the pod is on no node")) };
         let tables = self.rehearsal.tables(node)?;
         if direction == Direction::Ingress && tables.node.owns(peer.into()) {
             return Ok(Side::unasked("a node always reaches its own pods"));
         }
         let (allow, decided_by) = decide(&tables, pod, direction, peer.into(), self.proto.number(self.family), port);
-        let question =
-            Question { cluster: &self.rehearsal.cluster, pod, peer, peer_pod: who, proto: self.proto, port };
+        let question = Question { cluster: &self.rehearsal.cluster, pod, peer, peer_pod: who, proto: self.proto, port };
         let considered = question.walk(direction).rules;
         let why = considered.is_empty().then(|| format!("no policy selects {}", pod.name));
         Ok(Side { verdict: Verdict::of(allow), decided_by, why, considered })
@@ -333,7 +339,8 @@ pub fn decide(
 ) -> (bool, Option<String>) {
     let name = pod.name.to_string();
     let by_address = pod.addresses.iter().find_map(|address| tables.pods.by_address((*address).into()));
-    let local = by_address.filter(|local| *local.name == *name).or_else(|| tables.pods.iter().find(|p| *p.name == *name));
+    let local =
+        by_address.filter(|local| *local.name == *name).or_else(|| tables.pods.iter().find(|p| *p.name == *name));
     // A pod without a port here is not let through by accident.
     let Some(local) = local else { return (false, None) };
     let set = if direction == Direction::Ingress { local.ingress } else { local.egress };
