@@ -18,7 +18,7 @@ mod status;
 
 use agent::Socket;
 use clap::{Args, Parser, Subcommand};
-use failure::Done;
+use failure::{Done, Failure};
 use output::{Format, Output};
 use std::process::ExitCode;
 

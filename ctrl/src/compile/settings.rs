@@ -46,8 +46,8 @@ impl From<&Config> for Knobs {
             },
             pod_ranges: config.cidrs.pods.clone(),
             service_ranges: config.cidrs.services.clone(),
-            // As upstream: who must not use them is stopped by the admission plugin DenyServiceExternalIPs.
-            external_ips: true,
+            // Whoever may create a Service could take over any address (CVE-2020-8554), and no setting asks for them.
+            external_ips: false,
         }
     }
 }

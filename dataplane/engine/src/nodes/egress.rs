@@ -19,6 +19,22 @@ pub(crate) fn is_group(a: Address) -> bool {
     }
 }
 
+/// Destinations that no packet on a wire may have: unspecified and loopback (RFC 1122 §3.2.1.3, RFC 4291 §2.5).
+pub(crate) fn is_martian(a: Address) -> bool {
+    match a.family() {
+        sluice_tables::Family::V4 => matches!(a.last4()[0], 0 | 127),
+        sluice_tables::Family::V6 => a.bits() <= 1,
+    }
+}
+
+/// Link-local addresses: they mean something on a pod's own link only, where nobody but the gateway is.
+fn is_link_local(a: Address) -> bool {
+    match a.family() {
+        sluice_tables::Family::V4 => a.last4()[..2] == [169, 254],
+        sluice_tables::Family::V6 => a.0[0] == 0xfe && a.0[1] & 0xc0 == 0x80,
+    }
+}
+
 impl Pipeline {
     pub(crate) fn walk_egress(&mut self, item: &mut Item, tuple: Tuple) -> Option<Plan> {
         let Some(pod) = self.tables.pods.by_port(item.meta.zone).cloned() else {
@@ -39,6 +55,10 @@ impl Pipeline {
             } else {
                 item.refuse(Reason::NotForUs);
             }
+            return None;
+        }
+        if is_link_local(tuple.destination) {
+            item.refuse(Reason::NoRoute);
             return None;
         }
         let (backend, slot) = match self.serve(item, &tuple, Client::Inside) {

@@ -39,7 +39,13 @@ impl Pipeline {
 
     /// Whether a packet's source may be behind the tunnel it came through. Only a flow's first packet is asked.
     pub(crate) fn came_honestly(&self, item: &mut Item, source: Address) -> bool {
-        let Some(hop) = item.meta.peer.checked_sub(1) else { return true };
+        let Some(hop) = item.meta.peer.checked_sub(1) else {
+            let inside = item.meta.port == self.tables.node.uplink && self.is_inside(source);
+            if inside {
+                item.refuse(Reason::SourceSpoofed);
+            }
+            return !inside;
+        };
         let peer = self.tables.routes.peers.values().find(|p| p.hop.0 == hop);
         let Some(peer) = peer else {
             item.refuse(Reason::UnknownTunnelPeer);
@@ -52,6 +58,13 @@ impl Pipeline {
         // A gateway relays outside addresses, but only as replies, which have a flow.
         item.refuse(if peer.gateway && outside { Reason::InvalidState } else { Reason::SourceSpoofed });
         false
+    }
+
+    /// Whether an address is one that never comes in from the uplink outside the overlay: a pod's, a Service's, our own.
+    fn is_inside(&self, source: Address) -> bool {
+        self.tables.pods.by_address(source).is_some()
+            || self.tables.node.owns(source)
+            || matches!(self.tables.routes.lookup(source), Some(Route::Tunnel(_) | Route::Nowhere | Route::Node))
     }
 
     /// Where replies to `client` go from here.

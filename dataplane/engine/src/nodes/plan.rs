@@ -259,7 +259,8 @@ impl Pipeline {
             item.refuse(Reason::Malformed);
             return None;
         };
-        if !is_sane_source(tuple.source) && !super::egress::is_group(tuple.destination) {
+        let group = super::egress::is_group(tuple.destination);
+        if (!is_sane_source(tuple.source) && !group) || super::egress::is_martian(tuple.destination) {
             item.refuse(Reason::Malformed);
             return None;
         }
