@@ -146,6 +146,7 @@ impl Pipeline {
         if !self.revalidate::<E>(item, slot) {
             return None;
         }
+        let flags = item.meta.packet.tcp_flags;
         let entry = *E::table(self).get(slot)?;
         let state = State::from_byte(entry.common().state);
         if !self.fits(item, entry.common()) {

@@ -85,9 +85,14 @@ impl Pipeline {
         }
         let reply = slot != first;
         let state = State::from_byte(original.common().state);
+        if reply && tuple.protocol == 6 && become_reset(item) {
+            // The client waits for a backend that is gone: the answer it gets ends the connection. The entry keeps its old
+            // version, so that whatever still comes is cut as well.
+            return true;
+        }
         self.forget::<E>(slot);
         if reply {
-            // A late word of a backend that is gone; the client has or will get another.
+            // A late word of a backend that is gone; the client will get another.
             item.refuse(Reason::InvalidState);
         } else if tuple.protocol == 6 && state != State::SynSent {
             self.reset_or_drop(item, Reason::NoBackend);
@@ -173,4 +178,41 @@ impl Pipeline {
             }
         }
     }
+}
+
+/// Turns a TCP segment into the reset that its sender could have sent in its place (RFC 9293 §3.5.2). `false`: it cannot be
+/// done in place (a chain of chunks, or a reset already).
+fn become_reset(item: &mut Item) -> bool {
+    use crate::flow::state::flags::{ACK, RST};
+    use sluice_wire::checksum::{Delta, Sum};
+    const HEADER: usize = 20;
+    let packet = item.meta.packet;
+    if packet.fragment || packet.tcp_flags & RST != 0 || item.frame.segments() != 1 {
+        return false;
+    }
+    let (l4, total) = (usize::from(packet.l4), usize::from(packet.l4) + HEADER);
+    let l3 = item.l3_mut();
+    let Some(bytes) = l3.get_mut(..total) else { return false };
+    let tcp = &mut bytes[l4..];
+    tcp[12] = 0x50;
+    tcp[13] = RST | ACK;
+    tcp[14..20].fill(0);
+    if packet.family == 4 {
+        let old = u16::from_be_bytes([bytes[2], bytes[3]]);
+        bytes[2..4].copy_from_slice(&(total as u16).to_be_bytes());
+        let sum = Delta::u16(old, total as u16).apply(u16::from_be_bytes([bytes[10], bytes[11]]));
+        bytes[10..12].copy_from_slice(&sum.to_be_bytes());
+    } else {
+        bytes[4..6].copy_from_slice(&((total - 40) as u16).to_be_bytes());
+    }
+    item.meta.packet.total = total as u16;
+    item.meta.packet.tcp_flags = RST | ACK;
+    item.frame.checksum = sluice_port::Checksum::None;
+    item.frame.gso = Default::default();
+    let packet = item.meta.packet;
+    let Some(pseudo) = super::classify::pseudo_sum(item.l3(), &packet) else { return false };
+    let tcp = &mut item.l3_mut()[l4..total];
+    let sum = Sum::bytes(tcp).add_u16(pseudo).finish();
+    tcp[16..18].copy_from_slice(&sum.to_be_bytes());
+    true
 }
