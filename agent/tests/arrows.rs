@@ -128,7 +128,7 @@ fn workspace() -> (BTreeSet<String>, Vec<Arrow>) {
 fn built_from(name: &str) -> BTreeSet<String> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let tree = Command::new(cargo)
-        .args(["tree", "--offline", "--package", name, "--edges", "normal,no-proc-macro", "--prefix", "none"])
+        .args(["tree", "--package", name, "--edges", "normal,no-proc-macro", "--prefix", "none"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("cargo tree runs");
