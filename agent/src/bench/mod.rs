@@ -13,8 +13,8 @@ mod scenario;
 
 pub use scenario::Scenario;
 
-use anyhow::{Result, bail};
 use crate::cli::output::Format;
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use comfy_table::{Table, presets::NOTHING};
 use rig::{Rig, Spent};
@@ -255,18 +255,10 @@ fn table(report: &Report) -> Result<Table> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::ValueEnum;
 
     fn options(scenario: Scenario) -> Options {
-        Options {
-            scenario,
-            flows: 200,
-            packets: Some(400),
-            frame: 64,
-            workers: 1,
-            new: false,
-            family: 4,
-            rules: 10,
-        }
+        Options { scenario, flows: 200, packets: Some(400), frame: 64, workers: 1, new: false, family: 4, rules: 10 }
     }
 
     #[test]

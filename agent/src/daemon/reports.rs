@@ -182,7 +182,7 @@ impl Control {
                 free: self.pool.frames().saturating_sub(self.pool.outstanding()) as u64,
                 huge_pages: self.pool.huge_pages(),
             },
-            wanted_neighbours: self.publisher.current().wanted_neighbours.iter().map(|a| (*a).into()).collect(),
+            wanted_neighbours: self.publisher.current().wanted_neighbours.iter().copied().collect(),
             ignored_objects: self.snapshot.ignored.clone(),
             ipam: self.ipam_reports(),
         }

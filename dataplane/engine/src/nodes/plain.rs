@@ -73,9 +73,9 @@ impl Pipeline {
             return false;
         }
         let tables = &self.tables;
-        let owner = self.pod_memo.get(seen.destination, || {
-            tables.pods.by_address(seen.destination).map(|pod| (pod.port, pod.worker))
-        });
+        let owner = self
+            .pod_memo
+            .get(seen.destination, || tables.pods.by_address(seen.destination).map(|pod| (pod.port, pod.worker)));
         let Some((zone, worker)) = owner else { return false };
         item.meta.peer = hop.0 + 1;
         self.enter(at, item, &seen, Role::Ingress, zone);
