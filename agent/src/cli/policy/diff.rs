@@ -75,6 +75,9 @@ pub struct Difference {
     pub pods_added: Vec<String>,
     /// Pods that only the old side has.
     pub pods_removed: Vec<String>,
+    /// What was asked of each pair, to say `any` where all of it changes.
+    #[serde(skip)]
+    probes: Vec<Probe>,
 }
 
 /// Prints the difference.
@@ -94,13 +97,16 @@ pub fn run(args: &DiffArgs, output: &Output) -> Done {
 
 /// Compares two clusters.
 pub fn compare(old: &Rehearsal, new: &Rehearsal) -> Result<Difference, Failure> {
-    let probes = probes(&[&old.cluster, &new.cluster]);
     let (before, after) = (pods(old)?, pods(new)?);
     let only = |of: &BTreeMap<&NamespacedName, Standing>, not: &BTreeMap<&NamespacedName, Standing>| {
         of.keys().filter(|name| !not.contains_key(**name)).map(ToString::to_string).collect()
     };
-    let mut difference =
-        Difference { changes: Vec::new(), pods_added: only(&after, &before), pods_removed: only(&before, &after) };
+    let mut difference = Difference {
+        changes: Vec::new(),
+        pods_added: only(&after, &before),
+        pods_removed: only(&before, &after),
+        probes: probes(&[&old.cluster, &new.cluster]),
+    };
     let both: Vec<_> =
         before.iter().filter_map(|(name, standing)| Some((*name, standing, after.get(*name)?))).collect();
     for (from, from_old, from_new) in &both {
@@ -108,7 +114,7 @@ pub fn compare(old: &Rehearsal, new: &Rehearsal) -> Result<Difference, Failure> 
             if from == to {
                 continue;
             }
-            for probe in &probes {
+            for probe in &difference.probes {
                 let (was, is) = (judge(from_old, to_old, probe), judge(from_new, to_new, probe));
                 let (Some(was), Some(is)) = (was, is) else { continue };
                 if was.0 != is.0 {
@@ -223,33 +229,46 @@ fn probes(clusters: &[&Cluster]) -> Vec<Probe> {
     probes
 }
 
+/// `any`, or `tcp/any` for each protocol that changes whole, and what is left port by port.
+fn ports(changes: &[&Change], probes: &[Probe]) -> String {
+    if changes.len() == probes.len() {
+        return "any".to_owned();
+    }
+    let mut words = Vec::new();
+    for proto in [Proto::Tcp, Proto::Udp, Proto::Sctp, Proto::Icmp] {
+        let of: Vec<_> = changes.iter().filter(|change| change.proto == proto).collect();
+        let all = probes.iter().filter(|probe| probe.proto == proto).count();
+        match proto {
+            _ if of.is_empty() => {}
+            Proto::Icmp => words.push("icmp".to_owned()),
+            _ if of.len() == all => words.push(format!("{}/any", proto.name())),
+            _ => words.extend(of.iter().map(|change| match change.port {
+                Some(port) => format!("{}/{port}", proto.name()),
+                None => format!("{}/other", proto.name()),
+            })),
+        }
+    }
+    words.join(" ")
+}
+
 /// A table in which ports that change alike share a line.
 fn text(difference: &Difference) -> String {
-    let mut lines: Vec<(&Change, Vec<String>)> = Vec::new();
+    type Line<'a> = (&'a str, &'a str, Verdict, Verdict, &'a Option<String>, &'a Option<String>);
+    let mut lines: BTreeMap<Line<'_>, Vec<&Change>> = BTreeMap::new();
     for change in &difference.changes {
-        let port = match (change.proto, change.port) {
-            (Proto::Icmp, _) => "icmp".to_owned(),
-            (proto, Some(port)) => format!("{}/{port}", proto.name()),
-            (proto, None) => format!("{}/other", proto.name()),
-        };
-        let alike = |known: &Change| {
-            let key = |c: &Change| (c.old, c.new, c.old_decided_by.clone(), c.new_decided_by.clone());
-            known.from == change.from && known.to == change.to && key(known) == key(change)
-        };
-        match lines.iter_mut().rev().take(8).find(|(known, _)| alike(known)) {
-            Some((_, ports)) => ports.push(port),
-            None => lines.push((change, vec![port])),
-        }
+        let decided = (&change.old_decided_by, &change.new_decided_by);
+        let line = (&*change.from, &*change.to, change.old, change.new, decided.0, decided.1);
+        lines.entry(line).or_default().push(change);
     }
     let mut text = String::new();
     if lines.is_empty() {
         text.push_str("no verdict changes\n");
     } else {
         let by = |name: &Option<String>| name.clone().unwrap_or_else(|| "no policy".to_owned());
-        let rows = lines.iter().map(|(change, ports)| {
-            let verdict = format!("{} -> {}", change.old.name(), change.new.name());
-            let decided = format!("{} -> {}", by(&change.old_decided_by), by(&change.new_decided_by));
-            [change.from.clone(), change.to.clone(), ports.join(" "), verdict, decided]
+        let rows = lines.iter().map(|((from, to, old, new, old_by, new_by), changes)| {
+            let verdict = format!("{} -> {}", old.name(), new.name());
+            let decided = format!("{} -> {}", by(old_by), by(new_by));
+            [(*from).to_owned(), (*to).to_owned(), ports(changes, &difference.probes), verdict, decided]
         });
         text.push_str(&table(&["FROM", "TO", "PORTS", "VERDICT", "DECIDED BY"], rows));
     }
