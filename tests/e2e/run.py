@@ -18,7 +18,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from node_state import difference, inventory  # noqa: E402
-from small_cluster import SmallCluster  # noqa: E402
+from small_cluster import SmallCluster, pod_manifest  # noqa: E402
 from namespaces import wait_until  # noqa: E402
 from probes import Conversation, fetch  # noqa: E402
 from topology import PodSpec, of_family  # noqa: E402
@@ -211,6 +211,28 @@ def a_pod_without_an_object_gets_an_address_that_a_restart_remembers(bin_dir):
         expect(set(again) == set(given), f"{given}, after the restart {again}")
         for version in (4, 6):
             fetch(cluster.pods["default/pod-0"].namespace, of_family(given, version))
+
+
+@test
+def a_pod_on_a_veth_pair_talks_to_one_on_a_tap_device_and_comes_back_after_a_kill(bin_dir):
+    with SmallCluster(bin_dir) as cluster:
+        asked = pod_manifest(cluster.pods["default/pod-0"].spec).replace(
+            "labels:", 'annotations: { sluicegate.dev/port-driver: af_xdp }, labels:')
+        cluster.write("pod-0.yaml", asked)
+        before = inventory(cluster.node.namespace)
+        cluster.up()
+        ports = cluster.node.sluice("status").stdout
+        expect(any("pod:default/pod-0" in line and "af_xdp" in line for line in ports.splitlines()), ports)
+        talk(cluster)
+        talk(cluster, "default/pod-1", "default/pod-0")
+        cluster.node.kill()
+        cluster.node.start()
+        wait_until("pods talk again", lambda: answers(cluster), 5)
+        talk(cluster, "default/pod-1", "default/pod-0")
+        expect(cluster.node.stop(), "SIGTERM did not end sluiced")
+        cluster.node.cleanup()
+        changed = difference(before, inventory(cluster.node.namespace))
+        expect(not changed, f"the node changed:\n{changed}")
 
 
 @test

@@ -31,6 +31,9 @@ pub struct Attachment {
     pub addresses: Vec<IpAddr>,
     /// MAC of the interface.
     pub mac: [u8; 6],
+    /// Our end of the pod's veth pair; none where the interface is a TAP device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub veth: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -155,6 +158,7 @@ mod tests {
             port,
             addresses: vec!["10.244.1.5".parse().unwrap()],
             mac: [2, 0, 10, 244, 1, 5],
+            veth: None,
         }
     }
 

@@ -9,7 +9,7 @@ use crate::metrics::Histogram;
 use crate::settings;
 use anyhow::Result;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use sluice_afxdp::{Program, Steering as ProgramSteering};
+use sluice_afxdp::{Program, Steering as ProgramSteering, Umem};
 use sluice_ctrl::compile::{Knobs, LocalView};
 use sluice_ctrl::config::Config;
 use sluice_ctrl::import::{Defaults, Importer, Invalid};
@@ -21,6 +21,7 @@ use sluice_ctrl::source::Snapshot;
 use sluice_engine::Shared;
 use sluice_hostnet::Netns;
 use sluice_port::{FramePool, PoolCache};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -104,6 +105,10 @@ pub struct Control {
     pub cache: PoolCache,
     /// The uplink's XDP program; it goes with this process.
     pub program: Option<Program>,
+    /// XDP programs of pods on veth pairs, by port number.
+    pub pod_programs: BTreeMap<u16, Program>,
+    /// The pool as AF_XDP knows it.
+    pub umem: Arc<Umem>,
     /// Name of the uplink's interface.
     pub uplink_name: String,
     /// Pods attached here.
@@ -139,6 +144,7 @@ pub struct Parts {
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Arc<FramePool>,
     pub(crate) program: Option<Program>,
+    pub(crate) umem: Arc<Umem>,
     pub(crate) uplink_name: String,
     pub(crate) attachments: Attachments,
     pub(crate) ipam: Ipam,
@@ -168,6 +174,8 @@ impl Control {
             shared: parts.shared,
             pool: parts.pool,
             program: parts.program,
+            pod_programs: BTreeMap::new(),
+            umem: parts.umem,
             uplink_name: parts.uplink_name,
             attachments: parts.attachments,
             ipam: parts.ipam,
@@ -371,6 +379,7 @@ impl Control {
             worker.stop();
         }
         self.program = None;
+        self.pod_programs.clear();
         Ok(())
     }
 }

@@ -8,18 +8,23 @@ use super::attachments::Attachment;
 use super::control::Control;
 use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
+use sluice_afxdp::{AttachMode, Program, QueueOptions, XskQueue};
 use sluice_cni::prefix::Prefix;
 use sluice_cni::protocol::{AddResult, CniRequest, ErrorBody, ErrorCode, Interface, IpConfig, Route, Verb};
 use sluice_ctrl::compile::{LocalPod, derived_mac};
+use sluice_ctrl::config::PodDriver;
 use sluice_ctrl::ipam::{IpamError, Request};
 use sluice_ctrl::model::NamespacedName;
 use sluice_hostnet::{Netns, PodInterface};
+use sluice_port::Queue;
 use sluice_tap::{Namespace, TapOptions, TapQueue};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::Instant;
 
+/// Annotation of a Pod: `tap` or `af_xdp`, in place of `ports.pods.driver`.
+pub const DRIVER_ANNOTATION: &str = "sluicegate.dev/port-driver";
 /// Port number of the first pod.
 pub const FIRST_POD_PORT: u16 = 2;
 const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -159,6 +164,7 @@ impl Control {
             port,
             addresses,
             mac,
+            veth: self.wants_veth(name).then(|| format!("sluice-p{port}")),
         };
         // Noted first: whatever happens from here on, the next start or DEL finds what was made.
         self.attachments.insert(attachment.clone())?;
@@ -176,7 +182,15 @@ impl Control {
     /// Makes (or finds again) a pod's interface, publishes its rules, and begins to poll its port.
     pub fn plug(&mut self, attachment: &Attachment, ns: &Netns) -> Result<()> {
         let name = NamespacedName::new(&attachment.namespace, &attachment.name);
-        let queue = TapQueue::open(&TapOptions::new(&attachment.ifname).within(Namespace::Fd(ns.as_fd())))?;
+        let tap = match &attachment.veth {
+            None => Some(TapQueue::open(&TapOptions::new(&attachment.ifname).within(Namespace::Fd(ns.as_fd())))?),
+            Some(host) => {
+                if sluice_hostnet::interface(&self.netns, host)?.is_none() {
+                    sluice_hostnet::veth_into(&self.netns, host, ns, &attachment.ifname, 1)?;
+                }
+                None
+            }
+        };
         let wanted = PodInterface {
             name: &attachment.ifname,
             mac: attachment.mac,
@@ -184,6 +198,11 @@ impl Control {
             addresses: &attachment.addresses,
         };
         sluice_hostnet::configure_pod(ns, &wanted)?;
+        let queue: Box<dyn Queue> = match (tap, &attachment.veth) {
+            (Some(tap), _) => Box::new(tap),
+            (None, Some(host)) => Box::new(self.open_veth(attachment.port, host)?),
+            (None, None) => return Err(anyhow!("the pod has neither a TAP device nor a veth pair")),
+        };
         let worker = self.quietest_worker();
         self.view.pods.insert(
             name,
@@ -201,10 +220,29 @@ impl Control {
             return Err(anyhow!("the pod's rules are not in force: {why}"));
         }
         let handle = self.workers.get(usize::from(worker)).context("no such worker")?;
-        if !handle.attach(attachment.port, Box::new(queue)) {
+        if !handle.attach(attachment.port, queue) {
             return Err(anyhow!("worker {worker} does not answer"));
         }
         Ok(())
+    }
+
+    /// Whether a pod gets a veth pair with an AF_XDP socket: by configuration, or by its annotation.
+    fn wants_veth(&self, name: &NamespacedName) -> bool {
+        let annotation = self.cluster.pods.get(name).and_then(|p| p.annotations.get(DRIVER_ANNOTATION));
+        match annotation.map(String::as_str) {
+            Some("af_xdp") => true,
+            Some("tap") => false,
+            _ => self.config.ports.pods.driver == PodDriver::AfXdp,
+        }
+    }
+
+    /// Opens our end of a pod's veth pair.
+    fn open_veth(&mut self, port: u16, host: &str) -> Result<XskQueue> {
+        let mut program = Program::attach_all(host, AttachMode::Auto)?;
+        let umem = self.umem.clone();
+        let queue = XskQueue::open(&umem, &mut program, 0, &QueueOptions::default(), &mut self.cache)?;
+        self.pod_programs.insert(port, program);
+        Ok(queue)
     }
 
     /// The worker with the fewest pods.
@@ -234,6 +272,10 @@ impl Control {
             self.ipam.release(&attachment.container, Self::wall_seconds())?;
             self.import();
             self.apply(Instant::now());
+        }
+        self.pod_programs.remove(&attachment.port);
+        if let Some(host) = &attachment.veth {
+            sluice_hostnet::delete_link(&self.netns, host)?;
         }
         // The namespace may be gone with its interface, or its path may name another one.
         if let Ok(ns) = Netns::open(&attachment.netns)

@@ -186,6 +186,7 @@ fn assemble(
         shared,
         pool,
         program: Some(program),
+        umem,
         uplink_name,
         attachments,
         ipam,
@@ -245,14 +246,19 @@ fn uplink_queues(wanted: &Queues, program: &Program) -> u32 {
     }
 }
 
-fn attach_mode(_mode: XdpMode) -> AttachMode {
-    AttachMode::Auto
+fn attach_mode(mode: XdpMode) -> AttachMode {
+    match mode {
+        XdpMode::Auto => AttachMode::Auto,
+        XdpMode::ZeroCopy | XdpMode::Copy => AttachMode::Native,
+        XdpMode::Skb => AttachMode::Generic,
+    }
 }
 
 fn bind_mode(mode: XdpMode) -> BindMode {
     match mode {
-        XdpMode::Copy => BindMode::Copy,
-        _ => BindMode::Auto,
+        XdpMode::Auto => BindMode::Auto,
+        XdpMode::ZeroCopy => BindMode::ZeroCopy,
+        XdpMode::Copy | XdpMode::Skb => BindMode::Copy,
     }
 }
 

@@ -183,6 +183,7 @@ impl Pipeline {
 
     fn host_to_backend(&mut self, item: &mut Item, tuple: Tuple, backend: Backend, slot: u16) -> Option<Plan> {
         let tables = self.tables.clone();
+        let back = Way::send(self.host_hop(item)?);
         let mut translated = Tuple { destination: backend.address, destination_port: backend.port, ..tuple };
         let (mut reply_side, mut space) = (Side::To, 0);
         let forward = if let Some(pod) = tables.pods.by_address(backend.address) {
@@ -191,7 +192,7 @@ impl Pipeline {
             // The host would refuse a packet from itself that comes in from outside: the gateway stands in.
             translated.source = if tuple.source.is_v4() { GATEWAY_V4 } else { GATEWAY_V6 };
             reply_side = Side::From;
-            Way::send(self.host_hop(item)?)
+            back
         } else {
             match tables.routes.lookup(backend.address) {
                 Some(Route::Tunnel(hop)) => Way::send(hop),
@@ -213,7 +214,6 @@ impl Pipeline {
             item.refuse(Reason::SnatPortsExhausted);
             return None;
         }
-        let back = Way::send(self.host_hop(item)?);
         Some(Plan {
             original: tuple,
             translated,
