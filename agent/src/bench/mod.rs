@@ -148,13 +148,19 @@ pub fn run(options: &Options) -> Result<Report> {
     let (mut shots, first_cost) =
         if options.new { (rig.first_packets(options.flows)?, None) } else { established(&mut rig, options.flows)? };
     shuffle(&mut shots);
-    let denied = (0..options.flows).filter(|n| !options.scenario.of(*n).0.makes_flows()).count() as u64;
+    if !options.new {
+        // Few flows fill a round by sending often, or batches would not be full.
+        shots = shots.repeat((rig::ROUND / flows).max(1));
+    }
+    let repeats = shots.len() / flows;
+    let denied = (0..options.flows).filter(|n| !options.scenario.of(*n).0.makes_flows()).count() * repeats;
 
+    let pass = shots.len() as u64;
     let passes = match options.packets {
-        Some(packets) => packets.div_ceil(flows as u64 * WINDOWS as u64).max(1),
-        None => WINDOW.div_ceil(flows as u64).max(1),
+        Some(packets) => packets.div_ceil(pass * WINDOWS as u64),
+        None => WINDOW.div_ceil(pass),
     };
-    let windows = options.packets.map_or(WINDOWS, |packets| (packets.div_ceil(flows as u64) as usize).min(WINDOWS));
+    let windows = options.packets.map_or(WINDOWS, |packets| (packets.div_ceil(pass) as usize).min(WINDOWS));
     // One pass first: caches, branch predictors, the frames' pages.
     rig.pass(&shots)?;
     let mut spent = Vec::new();
@@ -168,7 +174,7 @@ pub fn run(options: &Options) -> Result<Report> {
             let before = rig.dropped();
             window.add(&rig.pass(&shots)?);
             let dropped = rig.dropped() - before;
-            if dropped != denied {
+            if dropped != denied as u64 {
                 bail!("{dropped} packets were dropped where {denied} had to be: the figure would mean nothing");
             }
             table = rig.flow_tables();

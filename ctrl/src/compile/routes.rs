@@ -1,7 +1,6 @@
 //! Where destinations lie, and which tunnel peers may send what.
 //!
-//! Owner: the control thread. Source: Node `spec.podCIDRs`, `status.addresses`; contract §6; RFC 6890 for what no router
-//! forwards. Order of precedence for
+//! Owner: the control thread. Source: Node `spec.podCIDRs`, `status.addresses`; contract §6. Order of precedence for
 //! one prefix: this node's addresses, other nodes' addresses, single pods, podCIDRs, the cluster's ranges.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,16 +12,6 @@ use sluice_tables::{Address, Lpm, Prefix, Route, Routes};
 use super::hops::HopPlan;
 use super::{Context, Finding};
 use crate::model::{Family, Node, PoolUse};
-
-/// Unicast destinations that mean the sender's own host or link: this host, loopback, IPv6 link-local. IPv4 link-local is
-/// not among them, since clouds serve their metadata there and count on the node to pass it on.
-const NEVER_FORWARDED: [(Address, u8); 5] = [
-    (Address::v4([0, 0, 0, 0]), 8),
-    (Address::v4([127, 0, 0, 0]), 8),
-    (Address::v6([0; 16]), 128),
-    (Address::v6([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]), 128),
-    (Address::v6([0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), 10),
-];
 
 pub(crate) fn compile(
     context: &Context<'_>,
@@ -42,11 +31,6 @@ pub(crate) fn compile(
 /// Later insertions replace earlier ones, so this goes from the lowest precedence to the highest.
 fn cluster(context: &Context<'_>, plan: &HopPlan, invalid: &mut BTreeSet<Finding>) -> Lpm<Route> {
     let mut table = Lpm::default();
-    for (address, len) in NEVER_FORWARDED {
-        if let Some(prefix) = Prefix::new(address, len) {
-            table.insert(prefix, Route::Nowhere);
-        }
-    }
     let pools = context.cluster.ip_pools.values().filter(|pool| pool.usage != PoolUse::Egress);
     let ranges = context.knobs.pod_ranges.iter().chain(&context.knobs.service_ranges);
     for net in ranges.chain(pools.flat_map(|pool| &pool.cidrs)) {

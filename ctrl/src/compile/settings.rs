@@ -61,7 +61,6 @@ mod tests {
         let knobs = Knobs::from(&Config::builtin("node-a"));
         assert_eq!(knobs.settings.timeouts, Timeouts::default());
         assert_eq!((knobs.settings.vni, knobs.settings.vxlan_port), (4096, 4789));
-        assert!(!knobs.external_ips);
         assert_eq!((knobs.settings.snat_ports, knobs.settings.node_ports), ((40_000, 57_343), (30_000, 32_767)));
     }
 }

@@ -70,8 +70,7 @@ impl Story {
     pub fn after(&self, node: &str, previous: Option<&Compiled>) -> Compiled {
         let cluster = self.cluster();
         let view = LocalView::derived(&cluster, node, &Replay::default()).expect("the node is in the story");
-        // Off by default; these stories tell what they are when asked for.
-        let knobs = Knobs { external_ips: true, ..Knobs::from(&Config::builtin(node)) };
+        let knobs = Knobs::from(&Config::builtin(node));
         compile(&cluster, &view, &knobs, previous).expect("the story compiles")
     }
 }

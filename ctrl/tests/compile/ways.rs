@@ -87,17 +87,6 @@ fn destinations_lie_where_the_cluster_says() {
 }
 
 #[test]
-fn what_no_router_forwards_goes_nowhere_and_cloud_metadata_goes_out() {
-    let routes = two_nodes().on("node-a").tables.routes;
-    for martian in ["0.0.0.0", "127.0.0.1", "127.255.0.1", "::", "::1", "fe80::99"] {
-        assert_eq!(routes.lookup(ip(martian)), Some(Route::Nowhere), "{martian}");
-    }
-    for out in ["169.254.169.254", "::2", "2001:db8:ff::1"] {
-        assert!(matches!(routes.lookup(ip(out)), Some(Route::External(_))), "{out}");
-    }
-}
-
-#[test]
 fn a_pod_outside_its_nodes_network_has_its_own_way_and_may_send_from_there() {
     let guest = "
 apiVersion: v1

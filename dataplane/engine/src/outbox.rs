@@ -7,6 +7,8 @@ use sluice_port::{Burst, Capabilities, Frame, PoolCache, Queue};
 
 /// Frames a lane holds for a device that refuses them; more are dropped as `TxFull`.
 const LANE_LIMIT: usize = 512;
+/// A lane this long is flushed before the turn is over.
+const LANE_PRESSING: usize = LANE_LIMIT / 2;
 
 struct Lane {
     frames: Burst,
@@ -17,9 +19,17 @@ struct Lane {
 #[derive(Default)]
 pub struct Outbox {
     lanes: Vec<Option<Lane>>,
+    /// A lane has become long since the last look.
+    pressing: bool,
 }
 
 impl Outbox {
+    /// Whether a lane has become long since the last call.
+    #[inline(always)]
+    pub fn is_pressing(&mut self) -> bool {
+        std::mem::take(&mut self.pressing)
+    }
+
     /// Opens the lane of a port.
     pub fn open(&mut self, port: u16, capabilities: Capabilities) {
         let at = usize::from(port);
@@ -49,6 +59,20 @@ impl Outbox {
         self.lanes.get(usize::from(port)).is_some_and(Option::is_some)
     }
 
+    /// Queues a frame in the ordinary case; gives it back where [`push`](Self::push) must look: no lane, no room, or a
+    /// device that wants segments joined. The caller counts.
+    #[inline(always)]
+    pub fn push_plain(&mut self, port: u16, frame: Frame) -> Result<(), Frame> {
+        match self.lanes.get_mut(usize::from(port)) {
+            Some(Some(lane)) if lane.frames.len() < LANE_LIMIT && !lane.capabilities.wants_coalescing => {
+                lane.frames.push(frame);
+                self.pressing |= lane.frames.len() >= LANE_PRESSING;
+                Ok(())
+            }
+            _ => Err(frame),
+        }
+    }
+
     /// Queues a frame and counts it in `sent`, unless the lane has no room (a drop) or the frame joins the one before it.
     #[inline]
     pub fn push(&mut self, port: u16, frame: Frame, cache: &mut PoolCache, counters: &Counters, sent: &Counter) {
@@ -70,6 +94,7 @@ impl Outbox {
         };
         lane.frames.push(frame);
         sent.add(1);
+        self.pressing |= lane.frames.len() >= LANE_PRESSING;
     }
 
     /// Hands a lane's frames to its device; those it refuses wait.

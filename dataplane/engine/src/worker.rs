@@ -124,6 +124,9 @@ impl Worker {
             if self.items.len() >= BATCH {
                 handled += self.items.len();
                 self.pipeline.receive(&mut self.items);
+                if self.pipeline.outbox.is_pressing() {
+                    self.flush_lanes();
+                }
             }
         }
         if !self.items.is_empty() {
@@ -144,6 +147,14 @@ impl Worker {
             counters.busy_turns.add(1);
         }
         handled
+    }
+
+    /// Hands what is waiting to the devices before the turn is over: many full queues may send to one lane.
+    #[cold]
+    fn flush_lanes(&mut self) {
+        for q in &mut self.queues {
+            self.pipeline.outbox.flush(q.port, q.queue.as_mut(), &mut self.pipeline.cache);
+        }
     }
 
     /// Workers that this one has handed packets to since the last call, one bit each: they may have to be woken.

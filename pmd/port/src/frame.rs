@@ -111,7 +111,7 @@ impl Frame {
     }
 
     /// Bytes of the whole packet, over all chunks.
-    #[inline]
+    #[inline(always)]
     pub fn len(&self) -> usize {
         self.total as usize
     }
@@ -123,7 +123,7 @@ impl Frame {
     }
 
     /// Bytes in the first chunk.
-    #[inline]
+    #[inline(always)]
     pub fn head_len(&self) -> usize {
         usize::from(self.len)
     }
@@ -135,7 +135,7 @@ impl Frame {
     }
 
     /// Free bytes in front of the data.
-    #[inline]
+    #[inline(always)]
     pub fn headroom(&self) -> usize {
         usize::from(self.offset) - LINK_BYTES
     }
@@ -147,14 +147,14 @@ impl Frame {
     }
 
     /// The first chunk's bytes: all headers are here.
-    #[inline]
+    #[inline(always)]
     pub fn head(&self) -> &[u8] {
         // SAFETY: offset + len <= CHUNK (kept by every method) and this Frame owns the chunk.
         unsafe { core::slice::from_raw_parts(self.base.as_ptr().add(usize::from(self.offset)), usize::from(self.len)) }
     }
 
     /// The first chunk's bytes, writable.
-    #[inline]
+    #[inline(always)]
     pub fn head_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `head`, and `&mut self` makes the access exclusive.
         unsafe {
@@ -163,7 +163,7 @@ impl Frame {
     }
 
     /// Address of the first data byte, for prefetching.
-    #[inline]
+    #[inline(always)]
     pub fn data_ptr(&self) -> *const u8 {
         self.base.as_ptr().wrapping_add(usize::from(self.offset))
     }
@@ -171,7 +171,7 @@ impl Frame {
     /// Puts `n` bytes in front of the data and returns the whole new head, the pushed bytes first; their content is
     /// what was there before.
     /// `None` if the headroom is too small; the frame is then unchanged. A partial checksum's start moves along.
-    #[inline]
+    #[inline(always)]
     pub fn push(&mut self, n: usize) -> Option<&mut [u8]> {
         if n > self.headroom() {
             return None;
@@ -187,7 +187,7 @@ impl Frame {
 
     /// Takes `n` bytes off the front. `false` if the first chunk has fewer; the frame is then unchanged. A partial
     /// checksum's start moves along; what it covers must stay in the frame.
-    #[inline]
+    #[inline(always)]
     pub fn pull(&mut self, n: usize) -> bool {
         if n > self.head_len() {
             return false;
@@ -217,6 +217,7 @@ impl Frame {
     }
 
     /// Shortens the packet to `len` bytes. Only for single-chunk frames; `false` if it is chained or shorter.
+    #[inline]
     pub fn truncate(&mut self, len: usize) -> bool {
         if self.segments != 1 || len > self.head_len() {
             return false;

@@ -72,7 +72,7 @@ pub fn run(args: &CheckArgs, output: &Output) -> Done {
 fn text(answer: &Answer) -> String {
     let port = answer.port.map(|port| format!("/{port}")).unwrap_or_default();
     let by = answer.decided_by.as_ref().or(answer.reason.as_ref());
-    let by = by.map_or("no rule decides".to_owned(), |by| format!("decided by {by}"));
+    let by = by.map_or("no policy selects either end".to_owned(), |by| format!("decided by {by}"));
     let mut text = format!(
         "{}: {} -> {} {}{port} ({}), {by}\n",
         answer.verdict.name(),

@@ -75,9 +75,6 @@ pub struct Difference {
     pub pods_added: Vec<String>,
     /// Pods that only the old side has.
     pub pods_removed: Vec<String>,
-    /// What was asked of each pair, to say `any` where all of it changes.
-    #[serde(skip)]
-    probes: Vec<Probe>,
 }
 
 /// Prints the difference.
@@ -97,16 +94,13 @@ pub fn run(args: &DiffArgs, output: &Output) -> Done {
 
 /// Compares two clusters.
 pub fn compare(old: &Rehearsal, new: &Rehearsal) -> Result<Difference, Failure> {
+    let probes = probes(&[&old.cluster, &new.cluster]);
     let (before, after) = (pods(old)?, pods(new)?);
     let only = |of: &BTreeMap<&NamespacedName, Standing>, not: &BTreeMap<&NamespacedName, Standing>| {
         of.keys().filter(|name| !not.contains_key(**name)).map(ToString::to_string).collect()
     };
-    let mut difference = Difference {
-        changes: Vec::new(),
-        pods_added: only(&after, &before),
-        pods_removed: only(&before, &after),
-        probes: probes(&[&old.cluster, &new.cluster]),
-    };
+    let mut difference =
+        Difference { changes: Vec::new(), pods_added: only(&after, &before), pods_removed: only(&before, &after) };
     let both: Vec<_> =
         before.iter().filter_map(|(name, standing)| Some((*name, standing, after.get(*name)?))).collect();
     for (from, from_old, from_new) in &both {
@@ -114,7 +108,7 @@ pub fn compare(old: &Rehearsal, new: &Rehearsal) -> Result<Difference, Failure> 
             if from == to {
                 continue;
             }
-            for probe in &difference.probes {
+            for probe in &probes {
                 let (was, is) = (judge(from_old, to_old, probe), judge(from_new, to_new, probe));
                 let (Some(was), Some(is)) = (was, is) else { continue };
                 if was.0 != is.0 {
@@ -218,7 +212,8 @@ fn probes(clusters: &[&Cluster]) -> Vec<Probe> {
         named.iter().filter_map(|port| port.checked_add(1)).filter(|port| inside(*port)).collect();
     named.extend(stretches);
     // Any port outside all ranges is treated like every other such port.
-    let free = |port: &u16| !named.contains(port) && !inside(*port);
+    let free =
+        |port: &u16| !named.contains(port) && !ranges.iter().any(|(first, last)| (*first..=*last).contains(port));
     let other = (1..=u16::MAX).rev().find(free);
     let mut probes = Vec::new();
     for proto in [Proto::Tcp, Proto::Udp, Proto::Sctp] {
@@ -229,46 +224,33 @@ fn probes(clusters: &[&Cluster]) -> Vec<Probe> {
     probes
 }
 
-/// `any`, or `tcp/any` for each protocol that changes whole, and what is left port by port.
-fn ports(changes: &[&Change], probes: &[Probe]) -> String {
-    if changes.len() == probes.len() {
-        return "any".to_owned();
-    }
-    let mut words = Vec::new();
-    for proto in [Proto::Tcp, Proto::Udp, Proto::Sctp, Proto::Icmp] {
-        let of: Vec<_> = changes.iter().filter(|change| change.proto == proto).collect();
-        let all = probes.iter().filter(|probe| probe.proto == proto).count();
-        match proto {
-            _ if of.is_empty() => {}
-            Proto::Icmp => words.push("icmp".to_owned()),
-            _ if of.len() == all => words.push(format!("{}/any", proto.name())),
-            _ => words.extend(of.iter().map(|change| match change.port {
-                Some(port) => format!("{}/{port}", proto.name()),
-                None => format!("{}/other", proto.name()),
-            })),
-        }
-    }
-    words.join(" ")
-}
-
 /// A table in which ports that change alike share a line.
 fn text(difference: &Difference) -> String {
-    type Line<'a> = (&'a str, &'a str, Verdict, Verdict, &'a Option<String>, &'a Option<String>);
-    let mut lines: BTreeMap<Line<'_>, Vec<&Change>> = BTreeMap::new();
+    let mut lines: Vec<(&Change, Vec<String>)> = Vec::new();
     for change in &difference.changes {
-        let decided = (&change.old_decided_by, &change.new_decided_by);
-        let line = (&*change.from, &*change.to, change.old, change.new, decided.0, decided.1);
-        lines.entry(line).or_default().push(change);
+        let port = match (change.proto, change.port) {
+            (Proto::Icmp, _) => "icmp".to_owned(),
+            (proto, Some(port)) => format!("{}/{port}", proto.name()),
+            (proto, None) => format!("{}/other", proto.name()),
+        };
+        let alike = |known: &Change| {
+            let key = |c: &Change| (c.old, c.new, c.old_decided_by.clone(), c.new_decided_by.clone());
+            known.from == change.from && known.to == change.to && key(known) == key(change)
+        };
+        match lines.iter_mut().rev().take(8).find(|(known, _)| alike(known)) {
+            Some((_, ports)) => ports.push(port),
+            None => lines.push((change, vec![port])),
+        }
     }
     let mut text = String::new();
     if lines.is_empty() {
         text.push_str("no verdict changes\n");
     } else {
         let by = |name: &Option<String>| name.clone().unwrap_or_else(|| "no policy".to_owned());
-        let rows = lines.iter().map(|((from, to, old, new, old_by, new_by), changes)| {
-            let verdict = format!("{} -> {}", old.name(), new.name());
-            let decided = format!("{} -> {}", by(old_by), by(new_by));
-            [(*from).to_owned(), (*to).to_owned(), ports(changes, &difference.probes), verdict, decided]
+        let rows = lines.iter().map(|(change, ports)| {
+            let verdict = format!("{} -> {}", change.old.name(), change.new.name());
+            let decided = format!("{} -> {}", by(&change.old_decided_by), by(&change.new_decided_by));
+            [change.from.clone(), change.to.clone(), ports.join(" "), verdict, decided]
         });
         text.push_str(&table(&["FROM", "TO", "PORTS", "VERDICT", "DECIDED BY"], rows));
     }

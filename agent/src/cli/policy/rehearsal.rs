@@ -77,7 +77,8 @@ impl Rehearsal {
         }
         let failed = |error| Failure::usage(format_args!("the tables of node {node} cannot be made: {error}"));
         let view = LocalView::derived(&self.cluster, node, &Replay::default()).map_err(failed)?;
-        let compiled = compile(&self.cluster, &view, &Knobs::from(&self.config), None).map_err(failed)?;
+        let compiled =
+            compile(&self.cluster, &view, &sluice_ctrl::compile::Knobs::from(&self.config), None).map_err(failed)?;
         let tables = Rc::new(compiled.tables);
         self.tables.borrow_mut().insert(node.to_owned(), tables.clone());
         Ok(tables)

@@ -153,7 +153,7 @@ impl Connection<'_> {
             to: self.to.to_owned(),
             proto: self.proto,
             port: self.port.filter(|_| self.proto != Proto::Icmp),
-            family: if family == Family::V4 { "IPv4" } else { "IPv6" }.to_owned(),
+            family: family.to_string(),
             verdict: deciding.map_or(Verdict::Deny, |b| b.verdict),
             decided_by: deciding.and_then(|b| b.decided_by.clone()),
             reason: reason.map(str::to_owned),
@@ -323,11 +323,7 @@ impl Judge<'_> {
         let (allow, decided_by) = decide(&tables, pod, direction, peer.into(), self.proto.number(self.family), port);
         let question = Question { cluster: &self.rehearsal.cluster, pod, peer, peer_pod: who, proto: self.proto, port };
         let considered = question.walk(direction).rules;
-        let why = match (&decided_by, considered.is_empty()) {
-            (Some(_), _) => None,
-            (None, true) => Some(format!("no policy selects {}", pod.name)),
-            (None, false) => Some("no rule matches, and no NetworkPolicy isolates".to_owned()),
-        };
+        let why = considered.is_empty().then(|| format!("no policy selects {}", pod.name));
         Ok(Side { verdict: Verdict::of(allow), decided_by, why, considered })
     }
 }

@@ -97,6 +97,11 @@ impl<E: Entry> FlowTable<E> {
         self.live == 0
     }
 
+    /// Pairs of entries ever used: what a sweep goes over.
+    pub fn used(&self) -> u32 {
+        self.fresh
+    }
+
     /// Connections it can hold.
     pub fn capacity(&self) -> usize {
         self.entries.len() / 2
@@ -170,13 +175,21 @@ impl<E: Entry> FlowTable<E> {
         Slot(slot)
     }
 
+    /// One bit for each way whose tag matches. Four tags at a time: a lane of `x` is zero where they are equal, and only
+    /// there does subtracting one borrow from a clear high bit. A borrow may also mark the lane above a match, whose entry
+    /// then is not the one sought, as with any tag that is shared; the lowest mark is always a match.
     #[inline(always)]
     fn matching(bucket: &Bucket, tag: u16) -> u32 {
-        let mut mask = 0;
-        for (way, t) in bucket.tags.iter().enumerate() {
-            mask |= u32::from(*t == tag) << way;
-        }
-        mask
+        const ONES: u64 = 0x0001_0001_0001_0001;
+        let marks = |[a, b, c, d]: [u16; 4]| {
+            let lanes = u64::from(a) | u64::from(b) << 16 | u64::from(c) << 32 | u64::from(d) << 48;
+            let x = lanes ^ (u64::from(tag) * ONES);
+            let zero = x.wrapping_sub(ONES) & !x & (ONES << 15);
+            // Bits 15, 31, 47 and 63 become bits 0 to 3.
+            ((zero >> 15).wrapping_mul(0x0001_0002_0004_0008) >> 48) as u32 & 0xf
+        };
+        let [a, b, c, d, e, f, g, h] = bucket.tags;
+        marks([a, b, c, d]) | marks([e, f, g, h]) << 4
     }
 
     /// The entry with this key.
@@ -362,6 +375,19 @@ impl<E: Entry> FlowTable<E> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_lowest_mark_is_the_first_way_with_the_tag(tags in prop::array::uniform8(0u16..4), tag in 1u16..4) {
+            let mask = FlowTable::<Entry4>::matching(&Bucket { tags, ..Bucket::default() }, tag);
+            let first = tags.iter().position(|t| *t == tag);
+            prop_assert_eq!((mask != 0).then(|| mask.trailing_zeros() as usize), first);
+            for (way, t) in tags.iter().enumerate() {
+                prop_assert!(*t != tag || mask >> way & 1 == 1);
+            }
+        }
+    }
     use super::super::{Common, Entry4, Entry6, Side, Tuple};
     use super::*;
     use sluice_tables::Address;

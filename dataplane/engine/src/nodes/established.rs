@@ -3,130 +3,109 @@
 //! Cost per packet: the entry's line, one small-table load each for hop, pod version and Service version. Whatever is not
 //! steady (states, time-outs, moved versions, TTL, size) goes through `unsteady`, out of line, on the same entry.
 
-use crate::flow::{Common, Entry, Entry4, Entry6, FlowTable, Key4, Key6, Next, Slot, State};
+use super::send::{is_plain, wrap};
+use crate::flow::{Common, Entry, Entry4, Entry6, FlowTable, Next, Slot, State};
 use crate::item::{Fate, Item, Role};
 use crate::pipeline::{Pipeline, TICKS_PER_SECOND};
 use crate::reason::Reason;
 use sluice_port::{Checksum, GsoKind};
-use sluice_tables::hops::HopId;
+use sluice_tables::Tables;
+use sluice_tables::hops::{Hop, HopId};
 use sluice_wire::checksum::Delta;
+use sluice_wire::packet::{Packet, Shape};
 
-/// Why an entry cannot be used as it stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Check {
-    /// Use it.
-    Good,
+/// What the fast path made of a packet.
+enum Swift {
+    /// Rewritten, and its fate is set.
+    Done,
+    /// Rewritten; the hop needs the long way out.
+    Special(HopId),
+    /// Rewritten; another half follows.
+    Next(Common, [u8; 4]),
     /// Not this flow, or nothing here.
     Miss,
     /// This flow, but something needs a closer look.
     Look,
 }
 
+/// Whether nothing has happened to the flow, the packet and its way since the last packet.
 #[inline(always)]
-fn check(c: &Common, item: &Item, p: &Pipeline, tick: u32) -> Check {
-    let t = &*p.tables;
-    let Some(hop) = t.hops.get(HopId(c.hop)) else { return Check::Look };
-    let policy = t.pods.versions().get(usize::from(c.pod)).copied().unwrap_or(0);
-    let service = t.services.version(c.slot);
-    let packet = &item.meta.packet;
-    let steady = (hop.version == c.hop_version)
+fn is_steady(c: &Common, packet: &Packet, hop: &Hop, tables: &Tables, tick: u32) -> bool {
+    let policy = tables.pods.versions().get(usize::from(c.pod)).copied().unwrap_or(0);
+    let service = tables.services.version(c.slot);
+    (hop.version == c.hop_version)
         & (policy == c.policy_version)
         & (service == c.service_version)
         & State::is_steady(c.state, packet.tcp_flags)
         & (packet.ttl > 1)
         & (packet.total <= hop.mtu)
-        & (tick.wrapping_sub(c.last_seen) <= TICKS_PER_SECOND);
-    if steady { Check::Good } else { Check::Look }
+        & (tick.wrapping_sub(c.last_seen) <= TICKS_PER_SECOND)
 }
 
 impl Pipeline {
-    /// Applies the flow of an IPv4 packet, or decides it.
+    /// Applies the flow of a packet, or decides it.
     #[inline(always)]
-    pub(crate) fn apply4(&mut self, item: &mut Item, key: &Key4, slot: Slot) {
-        let tick = self.tick;
-        let check = match self.flows4.get(slot) {
-            Some(e) if e.key == *key && e.common.state != 0 => check(&e.common, item, self, tick),
-            _ => Check::Miss,
-        };
-        if check == Check::Good
-            && self.trace.is_none()
-            && let Some(e) = self.flows4.get_mut(slot)
-        {
-            if e.common.last_seen != tick {
-                e.common.last_seen = tick;
-            }
-            let e = *e;
-            self.rewrite4(item, &e);
-            return;
+    pub(crate) fn apply<E: Family>(&mut self, item: &mut Item, key: &E::Key, slot: Slot) {
+        match self.swift::<E>(item, key, slot) {
+            Swift::Done => {}
+            Swift::Special(hop) => self.send(item, hop),
+            Swift::Next(common, ports) => self.after_rewrite(item, &common, &ports),
+            Swift::Miss => self.apply_slowly::<E>(item, key, None),
+            Swift::Look => self.apply_slowly::<E>(item, key, Some(slot)),
         }
-        self.apply4_slow(item, key, slot, check);
+    }
+
+    /// The steady packet: one look at its entry, which is used where it lies.
+    #[inline(always)]
+    fn swift<E: Family>(&mut self, item: &mut Item, key: &E::Key, slot: Slot) -> Swift {
+        let (tick, tracing) = (self.tick, self.tracing());
+        let (table, tables) = E::table_and_tables(self);
+        let Some(entry) = table.get_mut(slot) else { return Swift::Miss };
+        if entry.key() != key || entry.common().state == 0 {
+            return Swift::Miss;
+        }
+        let c = entry.common_mut();
+        let Some(hop) = tables.hops.get(HopId(c.hop)) else { return Swift::Look };
+        if !is_steady(c, &item.meta.packet, hop, tables, tick) || tracing {
+            return Swift::Look;
+        }
+        // Written only when it moves: most packets leave the line clean.
+        if c.last_seen != tick {
+            c.last_seen = tick;
+        }
+        let entry = &*entry;
+        if !entry.rewrite(item) {
+            return Swift::Done;
+        }
+        if entry.common().next() != Next::Send {
+            return Swift::Next(*entry.common(), *entry.ports());
+        }
+        if !is_plain(item, hop) {
+            return Swift::Special(HopId(entry.common().hop));
+        }
+        wrap(item, hop);
+        Swift::Done
     }
 
     #[inline(never)]
-    fn apply4_slow(&mut self, item: &mut Item, key: &Key4, slot: Slot, check: Check) {
-        let slot = if check == Check::Miss { self.flows4.find_hashed(key, item.meta.hash) } else { Some(slot) };
+    fn apply_slowly<E: Family>(&mut self, item: &mut Item, key: &E::Key, slot: Option<Slot>) {
+        let slot = slot.or_else(|| E::table(self).find_hashed(key, item.meta.hash));
         let slot = match slot {
-            Some(slot) => self.unsteady(item, slot),
+            Some(slot) => self.unsteady_in::<E>(item, slot),
             None => None,
         };
         if item.meta.fate != Fate::Pending {
             return;
         }
         if let Some(slot) = slot.or_else(|| self.decide(item))
-            && let Some(e) = self.flows4.get(slot).copied()
+            && let Some(e) = E::table(self).get(slot).copied()
+            && e.rewrite(item)
         {
-            self.rewrite4(item, &e);
-        }
-    }
-
-    /// Applies the flow of an IPv6 packet, or decides it.
-    #[inline(always)]
-    pub(crate) fn apply6(&mut self, item: &mut Item, key: &Key6, slot: Slot) {
-        let tick = self.tick;
-        let check = match self.flows6.get(slot) {
-            Some(e) if e.key == *key && e.common.state != 0 => check(&e.common, item, self, tick),
-            _ => Check::Miss,
-        };
-        if check == Check::Good
-            && self.trace.is_none()
-            && let Some(e) = self.flows6.get_mut(slot)
-        {
-            if e.common.last_seen != tick {
-                e.common.last_seen = tick;
-            }
-            let e = *e;
-            self.rewrite6(item, &e);
-            return;
-        }
-        self.apply6_slow(item, key, slot, check);
-    }
-
-    #[inline(never)]
-    fn apply6_slow(&mut self, item: &mut Item, key: &Key6, slot: Slot, check: Check) {
-        let slot = if check == Check::Miss { self.flows6.find_hashed(key, item.meta.hash) } else { Some(slot) };
-        let slot = match slot {
-            Some(slot) => self.unsteady(item, slot),
-            None => None,
-        };
-        if item.meta.fate != Fate::Pending {
-            return;
-        }
-        if let Some(slot) = slot.or_else(|| self.decide(item))
-            && let Some(e) = self.flows6.get(slot).copied()
-        {
-            self.rewrite6(item, &e);
+            self.after_rewrite(item, e.common(), e.ports());
         }
     }
 
     /// A packet of a known flow that something has happened to. `None` with a pending fate: the flow is gone, decide anew.
-    fn unsteady(&mut self, item: &mut Item, slot: Slot) -> Option<Slot> {
-        if item.meta.packet.family == 4 {
-            self.unsteady_in::<Entry4>(item, slot)
-        } else {
-            self.unsteady_in::<Entry6>(item, slot)
-        }
-    }
-
     fn unsteady_in<E: Family>(&mut self, item: &mut Item, slot: Slot) -> Option<Slot> {
         let tick = self.tick;
         if E::table(self).is_expired(slot, tick, TICKS_PER_SECOND, &self.tables.settings.timeouts) {
@@ -210,71 +189,6 @@ impl Pipeline {
         l4 + header + usize::from(gso.size) <= usize::from(mtu)
     }
 
-    /// Rewrites an IPv4 packet and passes it on.
-    #[inline(always)]
-    fn rewrite4(&mut self, item: &mut Item, e: &Entry4) {
-        let meta = &item.meta;
-        let (l4, protocol) = (usize::from(meta.packet.l4), meta.packet.protocol);
-        let later = meta.packet.shape == sluice_wire::packet::Shape::LaterFragment;
-        let keep_ttl = meta.forwarded || e.common.bits & Common::KEEP_TTL != 0;
-        let plain = e.common.bits & Common::PLAIN != 0;
-        let partial = matches!(item.frame.checksum, Checksum::Partial { .. });
-        let total = meta.packet.total;
-        let delta = if partial { e.delta_l3 } else { e.delta_l4 };
-        let l3 = item.l3_mut();
-        let Some(head) = l3.first_chunk_mut::<20>() else { return item.refuse(Reason::Malformed) };
-        let mut sum = u16::from_be_bytes([head[10], head[11]]);
-        if !plain {
-            head[12..20].copy_from_slice(&e.addresses);
-            sum = Delta::from_bits(e.delta_l3).apply(sum);
-        }
-        if !keep_ttl {
-            head[8] = head[8].saturating_sub(1);
-            // TTL is the high byte of its word: one less there is 0x0100 more in the complement (RFC 1624).
-            let (more, carry) = sum.overflowing_add(0x0100);
-            sum = more + u16::from(carry);
-        }
-        head[10..12].copy_from_slice(&sum.to_be_bytes());
-        if !plain && !later {
-            let len = usize::from(total) - l4;
-            rewrite_transport(&mut l3[l4..], protocol, &e.ports, delta, partial, len);
-        }
-        if !keep_ttl {
-            item.meta.forwarded = true;
-        }
-        self.after_rewrite(item, &e.common, &e.ports);
-    }
-
-    /// Rewrites an IPv6 packet and passes it on.
-    #[inline(always)]
-    fn rewrite6(&mut self, item: &mut Item, e: &Entry6) {
-        let meta = &item.meta;
-        let (l4, protocol) = (usize::from(meta.packet.l4), meta.packet.protocol);
-        let later = meta.packet.shape == sluice_wire::packet::Shape::LaterFragment;
-        let keep_ttl = meta.forwarded || e.common.bits & Common::KEEP_TTL != 0;
-        let plain = e.common.bits & Common::PLAIN != 0;
-        let partial = matches!(item.frame.checksum, Checksum::Partial { .. });
-        let total = meta.packet.total;
-        let delta = if partial { e.delta_l3 } else { e.delta_l4 };
-        let l3 = item.l3_mut();
-        let Some(head) = l3.first_chunk_mut::<40>() else { return item.refuse(Reason::Malformed) };
-        if !plain {
-            head[8..24].copy_from_slice(&e.addresses[0]);
-            head[24..40].copy_from_slice(&e.addresses[1]);
-        }
-        if !keep_ttl {
-            head[7] = head[7].saturating_sub(1);
-        }
-        if !plain && !later {
-            let len = usize::from(total) - l4;
-            rewrite_transport(&mut l3[l4..], protocol, &e.ports, delta, partial, len);
-        }
-        if !keep_ttl {
-            item.meta.forwarded = true;
-        }
-        self.after_rewrite(item, &e.common, &e.ports);
-    }
-
     /// Sends the rewritten packet or passes it to its next half.
     #[inline(always)]
     pub(crate) fn after_rewrite(&mut self, item: &mut Item, c: &Common, ports: &[u8; 4]) {
@@ -353,12 +267,49 @@ pub(crate) fn rewrite_transport(l4: &mut [u8], protocol: u8, ports: &[u8; 4], de
     }
 }
 
-/// A family's table in the pipeline.
+/// A family's table in the pipeline, and its header's rewrite.
 pub(crate) trait Family: Entry {
     /// The table.
     fn table(p: &Pipeline) -> &FlowTable<Self>;
     /// The table, writable.
     fn table_mut(p: &mut Pipeline) -> &mut FlowTable<Self>;
+    /// The table, writable, beside what control has published.
+    fn table_and_tables(p: &mut Pipeline) -> (&mut FlowTable<Self>, &Tables);
+    /// New source and destination port, wire order.
+    fn ports(&self) -> &[u8; 4];
+    /// Rewrites the packet's headers; `false`: it has none, the fate is set.
+    fn rewrite(&self, item: &mut Item) -> bool;
+}
+
+/// What a rewrite has to know of a packet, whatever its family.
+struct Change {
+    l4: usize,
+    protocol: u8,
+    /// Transport bytes.
+    len: usize,
+    keep_ttl: bool,
+    /// Addresses and ports stay.
+    plain: bool,
+    /// There is a transport header whose ports change.
+    ports: bool,
+    partial: bool,
+}
+
+impl Change {
+    #[inline(always)]
+    fn of(item: &Item, c: &Common) -> Self {
+        let packet = &item.meta.packet;
+        let plain = c.bits & Common::PLAIN != 0;
+        Change {
+            l4: usize::from(packet.l4),
+            protocol: packet.protocol,
+            len: usize::from(packet.total) - usize::from(packet.l4),
+            keep_ttl: item.meta.forwarded || c.bits & Common::KEEP_TTL != 0,
+            plain,
+            ports: !plain && packet.shape != Shape::LaterFragment,
+            partial: matches!(item.frame.checksum, Checksum::Partial { .. }),
+        }
+    }
 }
 
 impl Family for Entry4 {
@@ -368,6 +319,42 @@ impl Family for Entry4 {
     fn table_mut(p: &mut Pipeline) -> &mut FlowTable<Self> {
         &mut p.flows4
     }
+    #[inline(always)]
+    fn table_and_tables(p: &mut Pipeline) -> (&mut FlowTable<Self>, &Tables) {
+        (&mut p.flows4, &p.tables)
+    }
+    #[inline(always)]
+    fn ports(&self) -> &[u8; 4] {
+        &self.ports
+    }
+
+    #[inline(always)]
+    fn rewrite(&self, item: &mut Item) -> bool {
+        let change = Change::of(item, &self.common);
+        let l3 = item.l3_mut();
+        let Some(head) = l3.first_chunk_mut::<20>() else {
+            item.refuse(Reason::Malformed);
+            return false;
+        };
+        let mut sum = u16::from_be_bytes([head[10], head[11]]);
+        if !change.plain {
+            head[12..20].copy_from_slice(&self.addresses);
+            sum = Delta::from_bits(self.delta_l3).apply(sum);
+        }
+        if !change.keep_ttl {
+            head[8] = head[8].saturating_sub(1);
+            // TTL is the high byte of its word: one less there is 0x0100 more in the complement (RFC 1624).
+            let (more, carry) = sum.overflowing_add(0x0100);
+            sum = more + u16::from(carry);
+        }
+        head[10..12].copy_from_slice(&sum.to_be_bytes());
+        if change.ports {
+            let delta = if change.partial { self.delta_l3 } else { self.delta_l4 };
+            rewrite_transport(&mut l3[change.l4..], change.protocol, &self.ports, delta, change.partial, change.len);
+        }
+        item.meta.forwarded |= !change.keep_ttl;
+        true
+    }
 }
 
 impl Family for Entry6 {
@@ -376,5 +363,36 @@ impl Family for Entry6 {
     }
     fn table_mut(p: &mut Pipeline) -> &mut FlowTable<Self> {
         &mut p.flows6
+    }
+    #[inline(always)]
+    fn table_and_tables(p: &mut Pipeline) -> (&mut FlowTable<Self>, &Tables) {
+        (&mut p.flows6, &p.tables)
+    }
+    #[inline(always)]
+    fn ports(&self) -> &[u8; 4] {
+        &self.ports
+    }
+
+    #[inline(always)]
+    fn rewrite(&self, item: &mut Item) -> bool {
+        let change = Change::of(item, &self.common);
+        let l3 = item.l3_mut();
+        let Some(head) = l3.first_chunk_mut::<40>() else {
+            item.refuse(Reason::Malformed);
+            return false;
+        };
+        if !change.plain {
+            head[8..24].copy_from_slice(&self.addresses[0]);
+            head[24..40].copy_from_slice(&self.addresses[1]);
+        }
+        if !change.keep_ttl {
+            head[7] = head[7].saturating_sub(1);
+        }
+        if change.ports {
+            let delta = if change.partial { self.delta_l3 } else { self.delta_l4 };
+            rewrite_transport(&mut l3[change.l4..], change.protocol, &self.ports, delta, change.partial, change.len);
+        }
+        item.meta.forwarded |= !change.keep_ttl;
+        true
     }
 }

@@ -22,12 +22,7 @@ impl Pipeline {
     pub(crate) fn send(&mut self, item: &mut Item, hop: HopId) {
         let tables = &self.tables;
         let Some(hop) = tables.hops.get(hop) else { return item.drop(Reason::NoRoute, Stage::Send) };
-        let plain = item.frame.gso.kind == GsoKind::None
-            && item.meta.packet.total <= hop.mtu
-            && !matches!(item.frame.checksum, Checksum::Partial { .. })
-            && hop.kind != HopKind::Unresolved
-            && hop.outer_is_v4();
-        if !plain {
+        if !is_plain(item, hop) || item.meta.packet.total > hop.mtu {
             let hop = hop.clone();
             return self.send_special(item, &hop);
         }
@@ -121,9 +116,18 @@ impl Pipeline {
     }
 }
 
+/// Whether a packet that fits the hop needs nothing but its header.
+#[inline(always)]
+pub(crate) fn is_plain(item: &Item, hop: &Hop) -> bool {
+    item.frame.gso.kind == GsoKind::None
+        && !matches!(item.frame.checksum, Checksum::Partial { .. })
+        && hop.kind != HopKind::Unresolved
+        && hop.outer_is_v4()
+}
+
 /// Replaces everything in front of the IP packet by the hop's header and sets the fate.
 #[inline(always)]
-fn wrap(item: &mut Item, hop: &Hop) {
+pub(crate) fn wrap(item: &mut Item, hop: &Hop) {
     let total = usize::from(item.meta.packet.total);
     if !item.frame.pull(usize::from(item.meta.l3)) {
         return item.drop(Reason::Malformed, Stage::Send);
@@ -136,11 +140,11 @@ fn wrap(item: &mut Item, hop: &Hop) {
     let entropy = ENTROPY_BASE | ((item.meta.hash >> 20) as u16 & 0x3fff);
     let tos = item.meta.packet.tos;
     let Some(head) = item.frame.push(n) else { return item.drop(Reason::TooBig, Stage::Send) };
-    if let Some(header) = hop.header.get(..n) {
-        head[..n].copy_from_slice(header);
-    }
+    put_header(head, hop, n);
     let ether_type: [u8; 2] = if v4 { [0x08, 0x00] } else { [0x86, 0xdd] };
-    head[n - 2..n].copy_from_slice(&ether_type);
+    if let Some(field) = head.get_mut(n - 2..n) {
+        field.copy_from_slice(&ether_type);
+    }
     if hop.kind == HopKind::Tunnel {
         if n == 64 {
             outer4(head, total as u16, tos, entropy, hop.outer_sum);
@@ -149,6 +153,28 @@ fn wrap(item: &mut Item, hop: &Hop) {
         }
     }
     item.meta.fate = Fate::Send(hop.port);
+}
+
+/// Copies the hop's header. The two common lengths are constants, so that each is a few moves and no call.
+#[inline(always)]
+fn put_header(head: &mut [u8], hop: &Hop, n: usize) {
+    match n {
+        14 => {
+            if let (Some(to), Some(from)) = (head.first_chunk_mut::<14>(), hop.header.first_chunk::<14>()) {
+                *to = *from;
+            }
+        }
+        64 => {
+            if let (Some(to), Some(from)) = (head.first_chunk_mut::<64>(), hop.header.first_chunk::<64>()) {
+                *to = *from;
+            }
+        }
+        _ => {
+            if let (Some(to), Some(from)) = (head.get_mut(..n), hop.header.get(..n)) {
+                to.copy_from_slice(from);
+            }
+        }
+    }
 }
 
 /// Fills the outer IPv4 and UDP header of `inner` bytes of IP packet.

@@ -11,6 +11,8 @@ use std::sync::atomic::Ordering;
 
 /// Connections looked at for expiry in one turn.
 const SWEEP: u32 = 32;
+/// Ticks in which every connection is looked at once, about 4 s: what a busy worker's turns do beyond that is wasted.
+const SWEEP_TICKS: u32 = 64;
 
 impl Pipeline {
     /// Handles a fragment or an ICMP error; a fragment whose ports are known goes on (fate still pending).
@@ -80,8 +82,20 @@ impl Pipeline {
 
     /// A bounded slice of upkeep: idle flows, old fragments.
     pub fn upkeep(&mut self) {
-        self.sweep::<Entry4>(SWEEP);
-        self.sweep::<Entry6>(SWEEP);
+        if self.swept_tick != self.tick {
+            self.swept_tick = self.tick;
+            let share = |used: u32| SWEEP.max(used.div_ceil(SWEEP_TICKS));
+            self.sweep_due = [share(self.flows4.used()), share(self.flows6.used())];
+        }
+        let [due4, due6] = self.sweep_due.map(|due| due.min(SWEEP));
+        if due4 > 0 {
+            self.sweep_due[0] -= due4;
+            self.sweep::<Entry4>(due4);
+        }
+        if due6 > 0 {
+            self.sweep_due[1] -= due6;
+            self.sweep::<Entry6>(due6);
+        }
         let mut late = Vec::new();
         self.fragments.expire(self.now, &mut late);
         for mut item in late {

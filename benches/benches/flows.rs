@@ -1,0 +1,125 @@
+//! The flow table: batches of 64 lookups in shuffled order, staged as the pipeline stages them; `hashbrown` with the same
+//! keys and 64-byte values beside it.
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use sluice_engine::flow::{Common, Entry, Entry4, FlowTable, Key4, Side, State, Tuple};
+use sluice_engine::item::BATCH;
+use sluice_tables::Address;
+use std::hint::black_box;
+
+const SIZES: [u32; 4] = [1_000, 10_000, 100_000, 1_000_000];
+
+fn tuple(n: u32) -> Tuple {
+    let [a, b, c, d] = n.to_be_bytes();
+    Tuple {
+        source: Address::v4([10, 244 ^ a, b, c]),
+        destination: Address::v4([10, 96, 0, d]),
+        source_port: 1024 + (n % 50_000) as u16,
+        destination_port: 80,
+        protocol: 6,
+    }
+}
+
+fn key(n: u32) -> Key4 {
+    tuple(n).key4(1, Side::From)
+}
+
+fn pair(n: u32) -> (Entry4, Entry4) {
+    let t = tuple(n);
+    let common = Common { state: State::Established as u8, ..Common::default() };
+    let back = t.reverse();
+    (Entry4::make(t.key4(1, Side::From), &t, &t, common), Entry4::make(back.key4(1, Side::To), &back, &back, common))
+}
+
+/// Every number once, in an order that no prefetcher guesses.
+fn shuffled(n: u32) -> Vec<u32> {
+    let mut list: Vec<u32> = (0..n).collect();
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    for at in (1..list.len()).rev() {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        list.swap(at, (state % (at as u64 + 1)) as usize);
+    }
+    list
+}
+
+fn look_up(table: &FlowTable<Entry4>, keys: &[Key4]) -> u32 {
+    let mut hashes = [0; BATCH];
+    let mut slots = [None; BATCH];
+    for (hash, key) in hashes.iter_mut().zip(keys) {
+        *hash = table.hash(key);
+        table.prefetch_bucket(*hash);
+    }
+    for (slot, hash) in slots.iter_mut().zip(hashes) {
+        *slot = table.candidate(hash);
+    }
+    for (slot, hash) in slots.iter_mut().zip(hashes) {
+        *slot = slot.or_else(|| table.second_candidate(hash));
+    }
+    let mut found = 0;
+    for (slot, key) in slots.iter().zip(keys) {
+        let entry = slot.and_then(|s| table.get(s)).filter(|e| e.key() == key);
+        // A tag that two flows share.
+        let entry = entry.or_else(|| slot.and(table.find(key)).and_then(|s| table.get(s)));
+        found += entry.map_or(0, |e| u32::from(e.common().state != 0));
+    }
+    found
+}
+
+fn flows(c: &mut Criterion) {
+    let mut group = c.benchmark_group("flow");
+    group.throughput(Throughput::Elements(BATCH as u64));
+    for n in SIZES {
+        let mut table = FlowTable::<Entry4>::new(n as usize, 7, true).expect("memory");
+        let mut map = hashbrown::HashMap::new();
+        let plain = |k: u32| {
+            let t = tuple(k);
+            (t.source, t.destination, t.source_port, t.destination_port, t.protocol)
+        };
+        for k in 0..n {
+            let (a, b) = pair(k);
+            assert!(table.insert(a, Some(b)).is_ok());
+            map.insert(plain(k), [0u64; 8]);
+        }
+        let order = shuffled(n);
+        let hits: Vec<Key4> = order.iter().map(|k| key(*k)).collect();
+        let misses: Vec<Key4> = order.iter().map(|k| key(*k + 0x4000_0000)).collect();
+        let plain_keys: Vec<_> = order.iter().map(|k| plain(*k)).collect();
+        for (name, keys) in [("hit", &hits), ("miss", &misses)] {
+            let mut batches = keys.chunks_exact(BATCH).cycle();
+            group.bench_function(format!("{name}/{n}"), |b| {
+                b.iter(|| look_up(&table, black_box(batches.next().unwrap_or(&[]))));
+            });
+        }
+        let mut batches = plain_keys.chunks_exact(BATCH).cycle();
+        group.bench_function(format!("hashbrown-hit/{n}"), |b| {
+            b.iter(|| {
+                let keys = batches.next().unwrap_or(&[]);
+                keys.iter().filter_map(|k| map.get(k)).map(|v| v[0]).sum::<u64>()
+            });
+        });
+    }
+    group.finish();
+}
+
+fn changes(c: &mut Criterion) {
+    let mut table = FlowTable::<Entry4>::new(100_000, 7, true).expect("memory");
+    for k in 0..90_000 {
+        let (a, b) = pair(k);
+        assert!(table.insert(a, Some(b)).is_ok());
+    }
+    let mut k = 90_000;
+    c.bench_function("flow/insert-and-remove", |b| {
+        b.iter(|| {
+            k = 90_000 + (k + 1) % 900_000;
+            let (a, b) = pair(k);
+            if let Ok(slot) = table.insert(a, Some(b)) {
+                table.remove(slot);
+            }
+        });
+    });
+}
+
+criterion_group!(benches, flows, changes);
+criterion_main!(benches);
