@@ -7,7 +7,7 @@
 use crate::cli::failure::Failure;
 
 use ipnet::IpNet;
-use sluice_ctrl::compile::{Knobs, LocalView, Replay, compile};
+use sluice_ctrl::compile::{LocalView, Replay, compile};
 use sluice_ctrl::config::Config;
 use sluice_ctrl::import::Defaults;
 use sluice_ctrl::model::standalone::Standalone;
