@@ -50,6 +50,8 @@ pub enum Fate {
     Handoff(u16),
     /// Waits for other fragments.
     Hold,
+    /// Waits until control knows the neighbour it goes to.
+    AwaitNeighbour,
     /// Its bytes went out in other frames.
     Consumed,
 }

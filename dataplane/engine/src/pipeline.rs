@@ -27,6 +27,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 pub const TICK_SHIFT: u32 = 26;
 /// Ticks in a second, rounded up so that no flow dies early.
 pub const TICKS_PER_SECOND: u32 = 15;
+/// Packets that may wait for a neighbour at a time, and nanoseconds that each may.
+const WAITING: usize = 64;
+const NEIGHBOUR_WAIT: u64 = 1_000_000_000;
 /// Halves a packet can pass on one node: hairpin through SNAT passes four.
 const MAX_PASSES: usize = 6;
 
@@ -107,6 +110,10 @@ pub struct Pipeline {
     pub(crate) sweep_due: [u32; 2],
     /// Items that pass another half in this turn.
     again: Vec<Item>,
+    /// Packets whose neighbour is being asked for, with the time at which they are given up.
+    waiting: Vec<(u64, Item)>,
+    /// Deadline of the packet that is decided anew.
+    wait_until: Option<u64>,
     /// Fragments whose first has just come.
     pub(crate) released: Vec<Item>,
     /// Tunnel hop by peer address.
@@ -153,6 +160,8 @@ impl Pipeline {
             swept_tick: u32::MAX,
             sweep_due: [0; 2],
             again: Vec::with_capacity(2 * BATCH),
+            waiting: Vec::with_capacity(WAITING),
+            wait_until: None,
             released: Vec::with_capacity(BATCH),
             peer_memo: Memo::default(),
             pod_memo: Memo::default(),
@@ -177,6 +186,35 @@ impl Pipeline {
         self.peer_memo.forget();
         self.pod_memo.forget();
         true
+    }
+
+    /// Decides anew what waited for a neighbour; called when tables have changed.
+    pub fn resume(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        for (deadline, mut item) in std::mem::take(&mut self.waiting) {
+            item.meta.fate = Fate::Pending;
+            self.wait_until = Some(deadline);
+            self.again.push(item);
+            self.finish();
+        }
+        self.wait_until = None;
+        self.show_held();
+    }
+
+    /// Ends what has waited for a neighbour too long.
+    pub(crate) fn give_up_waiting(&mut self) {
+        while let Some(at) = self.waiting.iter().position(|(deadline, _)| *deadline <= self.now) {
+            let (_, mut item) = self.waiting.remove(at);
+            item.refuse(Reason::NoNeighbour);
+            self.settle(item);
+        }
+    }
+
+    /// Shows how many packets wait.
+    pub(crate) fn show_held(&self) {
+        self.counters.held.set((self.fragments.held() + self.waiting.len()) as u64);
     }
 
     /// Sets or removes the listener.
@@ -430,7 +468,19 @@ impl Pipeline {
                     self.tell(&item, Event::Held);
                 }
                 self.fragments.hold(item);
-                self.counters.held.set(self.fragments.held() as u64);
+                self.show_held();
+            }
+            Fate::AwaitNeighbour if self.waiting.len() < WAITING => {
+                if self.tracing() {
+                    self.tell(&item, Event::Held);
+                }
+                let deadline = self.wait_until.unwrap_or(self.now + NEIGHBOUR_WAIT);
+                self.waiting.push((deadline, item));
+                self.show_held();
+            }
+            Fate::AwaitNeighbour => {
+                item.refuse(Reason::NoNeighbour);
+                self.settle(item);
             }
             Fate::Consumed => {
                 self.counters.consumed.add(1);

@@ -105,6 +105,9 @@ impl Worker {
         self.pipeline.set_time(now);
         if self.reader.refresh() || self.stale {
             self.stale = !self.pipeline.adopt(self.reader.get());
+            if !self.stale {
+                self.pipeline.resume();
+            }
         }
         self.turns = self.turns.wrapping_add(1);
         let mut handled = 0;

@@ -117,6 +117,12 @@ impl Node {
         self.workers[0].receive(&mut vec![Item::received(frame, POD_A)]);
     }
 
+    /// Lets time pass on worker 0.
+    fn later(&mut self, nanoseconds: u64) {
+        self.workers[0].set_time(SECOND + nanoseconds);
+        self.workers[0].upkeep();
+    }
+
     fn drops(&self, reason: Reason, stage: Stage) -> u64 {
         self.workers[0].counters().drops[reason as usize][stage as usize].get()
     }
@@ -152,20 +158,44 @@ fn udp(to: &str, source_port: u16) -> Vec<u8> {
 }
 
 #[test]
-fn a_neighbour_on_the_uplinks_subnet_that_nobody_knows_is_asked_for() {
+fn a_neighbour_on_the_uplinks_subnet_that_nobody_knows_is_asked_for_and_waited_for_a_second() {
     let mut node = Node::new(tables(1, false), 1, 1024);
     node.send(&udp("192.0.2.99", 1000));
-    assert_eq!(node.drops(Reason::NoNeighbour, Stage::Egress), 1);
     assert_eq!(node.shared.wanted.drain(), [Address::v4([192, 0, 2, 99])]);
+    node.later(SECOND / 2);
+    assert_eq!((node.drops(Reason::NoNeighbour, Stage::Egress), node.workers[0].counters().held.get()), (0, 1));
+    node.later(SECOND);
+    assert_eq!((node.drops(Reason::NoNeighbour, Stage::Egress), node.workers[0].counters().held.get()), (1, 0));
     node.finish();
 }
 
 #[test]
-fn a_flow_refused_for_want_of_a_neighbour_keeps_no_snat_port() {
+fn a_packet_that_waits_goes_out_when_its_neighbour_is_known() {
+    let unknown = tables(1, false);
+    let mut known = unknown.clone();
+    let mut routes = (*known.routes).clone();
+    let gateway = routes.gateways[0].expect("a gateway");
+    routes.neighbours.insert(Address::v4([192, 0, 2, 99]), gateway);
+    known.routes = Arc::new(routes);
+    let mut node = Node::new(unknown, 1, 1024);
+    node.send(&udp("192.0.2.99", 1000));
+    assert_eq!(node.workers[0].take_lane(UPLINK).len(), 0);
+    assert!(node.workers[0].adopt(&Arc::new(known)));
+    node.workers[0].resume();
+    let sent = node.workers[0].take_lane(UPLINK);
+    assert_eq!(sent.len(), 1);
+    sent.into_iter().for_each(|frame| node.workers[0].cache_mut().free(frame));
+    assert_eq!(node.workers[0].counters().held.get(), 0);
+    node.finish();
+}
+
+#[test]
+fn a_flow_that_waits_for_a_neighbour_keeps_no_snat_port() {
     let mut node = Node::new(tables(1, true), 1, 1024);
     node.send(&udp("192.0.2.99", 1000));
-    assert_eq!(node.drops(Reason::NoNeighbour, Stage::Egress), 1);
     assert_eq!(node.shared.spaces.all()[0].leased_ports(), 0);
+    node.later(SECOND);
+    assert_eq!(node.drops(Reason::NoNeighbour, Stage::Egress), 1);
     node.finish();
 }
 

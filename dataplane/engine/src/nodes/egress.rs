@@ -4,7 +4,7 @@
 use super::plan::{Plan, Way};
 use super::service::{Client, Found};
 use crate::flow::{Next, Side, Tuple};
-use crate::item::Item;
+use crate::item::{Fate, Item};
 use crate::pipeline::Pipeline;
 use crate::reason::Reason;
 use sluice_tables::node::{GATEWAY_V4, GATEWAY_V6};
@@ -211,7 +211,7 @@ impl Pipeline {
         settings.masquerade && settings.masquerade_exclude.lookup(destination).is_none()
     }
 
-    /// The hop of an external route; control is asked for a neighbour that is not known yet.
+    /// The hop of an external route; control is asked for a neighbour that is not known yet, and the packet waits.
     pub(crate) fn outside(
         &mut self,
         item: &mut Item,
@@ -222,7 +222,7 @@ impl Pipeline {
             Route::External(hop) => Some(hop),
             _ => {
                 self.shared.wanted.ask(destination);
-                item.refuse(Reason::NoNeighbour);
+                item.meta.fate = Fate::AwaitNeighbour;
                 None
             }
         }

@@ -4,7 +4,7 @@ use super::egress::is_group;
 use super::plan::{Plan, Way};
 use super::service::{Client, Found};
 use crate::flow::{Next, Side, Tuple};
-use crate::item::Item;
+use crate::item::{Fate, Item};
 use crate::pipeline::Pipeline;
 use crate::reason::Reason;
 use sluice_tables::node::{GATEWAY_V4, GATEWAY_V6};
@@ -107,7 +107,7 @@ impl Pipeline {
             Some(Route::External(hop)) => hop,
             Some(_) => {
                 self.shared.wanted.ask(tuple.source);
-                item.refuse(Reason::NoNeighbour);
+                item.meta.fate = Fate::AwaitNeighbour;
                 return None;
             }
             None => {

@@ -50,7 +50,7 @@ impl Pipeline {
                         held.meta.packet.source_port = source;
                         held.meta.packet.destination_port = destination;
                     }
-                    self.counters.held.set(self.fragments.held() as u64);
+                    self.show_held();
                 }
                 if item.meta.role == Role::Node
                     && let Some((_, destination)) = super::classify::addresses(item)
@@ -96,6 +96,7 @@ impl Pipeline {
             self.sweep_due[1] -= due6;
             self.sweep::<Entry6>(due6);
         }
+        self.give_up_waiting();
         let mut late = Vec::new();
         self.fragments.expire(self.now, &mut late);
         for mut item in late {
@@ -103,7 +104,7 @@ impl Pipeline {
             item.drop(Reason::FragmentTimeout, Stage::Parse);
             self.settle(item);
         }
-        self.counters.held.set(self.fragments.held() as u64);
+        self.show_held();
     }
 
     /// Looks at the next `pairs` flows of a family and ends those that are idle or whose pod is gone.
