@@ -1,11 +1,12 @@
-//! The flow table: batches of 64 lookups in shuffled order, staged as the pipeline stages them; `hashbrown` with the same
-//! keys and 64-byte values beside it.
+//! The flow table: batches of 64 lookups in shuffled order, staged as the pipeline stages them and one by one; `hashbrown`
+//! with the same keys and 64-byte values beside it.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use sluice_engine::flow::{Common, Entry, Entry4, FlowTable, Key4, Side, State, Tuple};
 use sluice_engine::item::BATCH;
 use sluice_tables::Address;
 use std::hint::black_box;
+use std::time::Duration;
 
 const SIZES: [u32; 4] = [1_000, 10_000, 100_000, 1_000_000];
 
@@ -44,6 +45,18 @@ fn shuffled(n: u32) -> Vec<u32> {
     list
 }
 
+/// The same connection as a map's key.
+fn plain(n: u32) -> (Address, Address, u16, u16, u8) {
+    let t = tuple(n);
+    (t.source, t.destination, t.source_port, t.destination_port, t.protocol)
+}
+
+/// Its answers' key.
+fn plain_reverse(n: u32) -> (Address, Address, u16, u16, u8) {
+    let (source, destination, source_port, destination_port, protocol) = plain(n);
+    (destination, source, destination_port, source_port, protocol)
+}
+
 fn look_up(table: &FlowTable<Entry4>, keys: &[Key4]) -> u32 {
     let mut hashes = [0; BATCH];
     let mut slots = [None; BATCH];
@@ -73,10 +86,6 @@ fn flows(c: &mut Criterion) {
     for n in SIZES {
         let mut table = FlowTable::<Entry4>::new(n as usize, 7, true).expect("memory");
         let mut map = hashbrown::HashMap::new();
-        let plain = |k: u32| {
-            let t = tuple(k);
-            (t.source, t.destination, t.source_port, t.destination_port, t.protocol)
-        };
         for k in 0..n {
             let (a, b) = pair(k);
             assert!(table.insert(a, Some(b)).is_ok());
@@ -85,20 +94,31 @@ fn flows(c: &mut Criterion) {
         let order = shuffled(n);
         let hits: Vec<Key4> = order.iter().map(|k| key(*k)).collect();
         let misses: Vec<Key4> = order.iter().map(|k| key(*k + 0x4000_0000)).collect();
-        let plain_keys: Vec<_> = order.iter().map(|k| plain(*k)).collect();
+        let plain_hits: Vec<_> = order.iter().map(|k| plain(*k)).collect();
+        let plain_misses: Vec<_> = order.iter().map(|k| plain(*k + 0x4000_0000)).collect();
         for (name, keys) in [("hit", &hits), ("miss", &misses)] {
             let mut batches = keys.chunks_exact(BATCH).cycle();
             group.bench_function(format!("{name}/{n}"), |b| {
                 b.iter(|| look_up(&table, black_box(batches.next().unwrap_or(&[]))));
             });
-        }
-        let mut batches = plain_keys.chunks_exact(BATCH).cycle();
-        group.bench_function(format!("hashbrown-hit/{n}"), |b| {
-            b.iter(|| {
-                let keys = batches.next().unwrap_or(&[]);
-                keys.iter().filter_map(|k| map.get(k)).map(|v| v[0]).sum::<u64>()
+            let mut batches = keys.chunks_exact(BATCH).cycle();
+            group.bench_function(format!("find-{name}/{n}"), |b| {
+                b.iter(|| {
+                    let keys = black_box(batches.next().unwrap_or(&[]));
+                    let entries = keys.iter().filter_map(|k| table.find(k)).filter_map(|s| table.get(s));
+                    entries.map(|e| u32::from(e.common().state)).sum::<u32>()
+                });
             });
-        });
+        }
+        for (name, keys) in [("hit", &plain_hits), ("miss", &plain_misses)] {
+            let mut batches = keys.chunks_exact(BATCH).cycle();
+            group.bench_function(format!("hashbrown-{name}/{n}"), |b| {
+                b.iter(|| {
+                    let keys = black_box(batches.next().unwrap_or(&[]));
+                    keys.iter().filter_map(|k| map.get(k)).map(|v| v[0]).sum::<u64>()
+                });
+            });
+        }
     }
     group.finish();
 }
@@ -119,7 +139,28 @@ fn changes(c: &mut Criterion) {
             }
         });
     });
+    let mut map = hashbrown::HashMap::with_capacity(200_000);
+    for k in 0..90_000 {
+        map.insert(plain(k), [0u64; 8]);
+        map.insert(plain_reverse(k), [0u64; 8]);
+    }
+    c.bench_function("flow/hashbrown-insert-and-remove", |b| {
+        b.iter(|| {
+            k = 90_000 + (k + 1) % 900_000;
+            map.insert(plain(k), [0u64; 8]);
+            map.insert(plain_reverse(k), [0u64; 8]);
+            map.remove(&plain(k)).is_some() & map.remove(&plain_reverse(k)).is_some()
+        });
+    });
 }
 
-criterion_group!(benches, flows, changes);
+criterion_group! {
+    name = benches;
+    // Short, so that all files together take minutes; the command line overrides it.
+    config = Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1));
+    targets = flows, changes
+}
 criterion_main!(benches);

@@ -11,6 +11,7 @@ use sluice_engine::item::{BATCH, Item};
 use sluice_port::{FramePool, PoolOptions};
 use sluice_testkit::Packet;
 use std::cell::RefCell;
+use std::time::Duration;
 
 /// Runs batches of `frame`, an established stream, and takes what leaves on `out`.
 fn stream(c: &mut Criterion, name: &str, frame: &[u8], port: u16, back: Option<(u16, Vec<u8>)>, out: u16) {
@@ -78,5 +79,13 @@ fn handoff(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, ways, handoff);
+criterion_group! {
+    name = benches;
+    // Short, so that all files together take minutes; the command line overrides it.
+    config = Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1));
+    targets = ways, handoff
+}
 criterion_main!(benches);

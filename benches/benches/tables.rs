@@ -8,6 +8,7 @@ use sluice_tables::{
 };
 use std::hint::black_box;
 use std::sync::Arc;
+use std::time::Duration;
 
 fn backends(n: u32) -> Vec<Backend> {
     (0..n)
@@ -85,17 +86,29 @@ fn publication(c: &mut Criterion) {
     let mut reader = writer.reader();
     group.bench_function("refresh-nothing-new", |b| b.iter(|| reader.refresh()));
     let values: Vec<_> = (0..64).map(|n| Arc::new([n; 64])).collect();
-    let mut next = values.iter().cycle();
-    group.bench_function("publish-and-refresh", |b| {
-        b.iter(|| {
-            if let Some(value) = next.next() {
-                writer.publish(Arc::clone(value));
-            }
-            reader.refresh()
+    for workers in [1, 4] {
+        let mut writer = Writer::new(Arc::new([0u64; 64]));
+        let mut readers: Vec<_> = (0..workers).map(|_| writer.reader()).collect();
+        let mut next = values.iter().cycle();
+        group.bench_function(format!("publish-and-refresh/{workers}"), |b| {
+            b.iter(|| {
+                if let Some(value) = next.next() {
+                    writer.publish(Arc::clone(value));
+                }
+                readers.iter_mut().filter_map(|r| r.refresh().then_some(())).count()
+            });
         });
-    });
+    }
     group.finish();
 }
 
-criterion_group!(benches, services, policy, longest_prefix, publication);
+criterion_group! {
+    name = benches;
+    // Short, so that all files together take minutes; the command line overrides it.
+    config = Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_secs(1));
+    targets = services, policy, longest_prefix, publication
+}
 criterion_main!(benches);
