@@ -93,6 +93,10 @@ pub fn apply(
         std::fs::create_dir_all(folder).map_err(failed("making", folder))?;
     }
     store(&record)?;
+    if systemd {
+        let path = root.join(unit::FILE);
+        unit::owned(root).map_err(failed("writing", &path))?;
+    }
     let mut outcome = Outcome::default();
     for step in &plan.steps {
         match step {
@@ -153,7 +157,7 @@ pub fn apply(
     Ok(outcome)
 }
 
-/// Takes back what the record says, page numbers last of all changes first.
+/// Takes back what the record says, the last change first.
 pub fn undo(root: &Path, kernel: &dyn Kernel, boot: Option<&str>) -> Result<Outcome, ApplyError> {
     let file = root.join(FILE);
     let mut record = Record::load(root, boot).map_err(failed("reading", &file))?;

@@ -60,7 +60,8 @@ pub fn remove(root: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn owned(root: &Path) -> io::Result<()> {
+/// Fails if a unit of that name is there and not ours.
+pub fn owned(root: &Path) -> io::Result<()> {
     match std::fs::read_to_string(root.join(FILE)) {
         Ok(text) if !text.starts_with(MARK) => {
             Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("/{FILE} was not written by hugepage-setup")))

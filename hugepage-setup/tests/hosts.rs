@@ -261,6 +261,7 @@ fn a_unit_of_someone_else_is_not_overwritten() {
     let error = apply(host.path(), &kernel, &plan_of(host.path(), &SMALL), None, true).unwrap_err();
     assert!(error.to_string().contains("was not written by hugepage-setup"));
     assert_eq!(fs::read_to_string(host.path().join(unit::FILE)).unwrap(), "[Unit]\n");
+    assert_eq!(pages(host.path(), 0), 0);
 }
 
 fn program(root: &Path, arguments: &[&str]) -> (Option<i32>, String) {
