@@ -1,7 +1,9 @@
-//! A port made of two vectors: frames that were prepared go in, frames that were sent come out. No device, no copy.
+//! A port made of two vectors: frames that were prepared go in, frames that were sent come out, or are freed at once as a
+//! device's completions would be while time is taken. No device, no copy.
 
 use sluice_port::{Burst, Capabilities, Frame, PoolCache, PortMode, PortStats, Queue};
 use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Frames to receive (the last one first) and frames sent.
@@ -11,18 +13,29 @@ struct Ends {
     sent: Vec<Frame>,
 }
 
+#[derive(Default)]
+struct Shared {
+    ends: Mutex<Ends>,
+    keep: AtomicBool,
+}
+
 /// The bench's hold on a lane.
 #[derive(Clone, Default)]
-pub struct Lane(Arc<Mutex<Ends>>);
+pub struct Lane(Arc<Shared>);
 
 impl Lane {
     fn ends(&self) -> MutexGuard<'_, Ends> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.ends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts a frame in line.
     pub fn prepare(&self, frame: Frame) {
         self.ends().prepared.push(frame);
+    }
+
+    /// Whether frames that are sent are kept for [`drain_sent`](Self::drain_sent) or freed.
+    pub fn keep(&self, keep: bool) {
+        self.0.keep.store(keep, Ordering::Relaxed);
     }
 
     /// Calls `f` with every frame that was sent.
@@ -47,9 +60,13 @@ impl Queue for LaneQueue {
         n
     }
 
-    fn tx(&mut self, _: &mut PoolCache, frames: &mut Burst) -> usize {
+    fn tx(&mut self, cache: &mut PoolCache, frames: &mut Burst) -> usize {
         let n = frames.len();
-        self.0.ends().sent.append(frames);
+        if self.0.0.keep.load(Ordering::Relaxed) {
+            self.0.ends().sent.append(frames);
+        } else {
+            frames.drain(..).for_each(|frame| cache.free(frame));
+        }
         n
     }
 

@@ -15,12 +15,14 @@ use sluice_engine::{Counters, Pipeline, Shared, Worker, WorkerOptions};
 use sluice_port::{Checksum, Frame, FramePool, PoolCache, PoolOptions};
 use sluice_snapshot::Writer;
 use sluice_tables::{Address, Tables};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
 /// Frames in flight in one round.
 pub const ROUND: usize = 4096;
+/// The same for several workers: what the ring between two of them holds, so that one which is descheduled loses nothing.
+const SHARED_ROUND: usize = 1024;
 /// Flows that shake hands together.
 const TOGETHER: usize = 64;
 /// Turns without a packet after which none will come: a queue that has been quiet is asked every 64th turn.
@@ -187,6 +189,7 @@ impl Rig {
     /// first packets alone cost.
     pub fn establish(&mut self, flows: u32) -> Result<(Vec<(u16, Shot)>, Spent)> {
         let mut measured = Vec::with_capacity(flows as usize);
+        self.keep_sent(true);
         let mut first_cost = Spent::default();
         for start in (0..flows).step_by(TOGETHER) {
             let flows = start..flows.min(start + TOGETHER as u32);
@@ -241,6 +244,7 @@ impl Rig {
                 measured.push((self.station_of(&shot, segment.flow) as u16, shot));
             }
         }
+        self.keep_sent(false);
         Ok((measured, first_cost))
     }
 
@@ -265,6 +269,10 @@ impl Rig {
         Ok(spent)
     }
 
+    fn keep_sent(&self, keep: bool) {
+        self.stations.iter().flat_map(|s| s.lanes.iter().flatten()).for_each(|lane| lane.keep(keep));
+    }
+
     fn finished(&self) -> u64 {
         self.stations.iter().map(Station::finished).sum()
     }
@@ -281,9 +289,9 @@ impl Rig {
     /// Sends every shot once, in their order, in rounds; each worker on a thread of its own if there are several.
     pub fn pass(&mut self, shots: &[(u16, Shot)]) -> Result<Spent> {
         let mut spent = Spent::default();
-        for round in shots.chunks(ROUND) {
+        let size = if self.stations.len() == 1 { ROUND } else { SHARED_ROUND };
+        for round in shots.chunks(size) {
             let part = if self.stations.len() == 1 { self.serial(round)? } else { self.parallel(round)? };
-            self.collect(|_, _, _| {});
             spent.add(&part);
         }
         Ok(spent)
@@ -295,16 +303,21 @@ impl Rig {
         }
         let before: Vec<u64> = self.stations.iter().map(Station::finished).collect();
         let done: Vec<AtomicU64> = before.iter().map(|_| AtomicU64::new(0)).collect();
-        let (barrier, cpus) = (Barrier::new(done.len()), machine::cpus());
+        let (ready, cpus) = (AtomicU64::new(0), machine::cpus());
         let (now, target) = (self.now(), shots.len() as u64);
         let mut parts = Vec::new();
         std::thread::scope(|scope| {
             let mut threads = Vec::new();
             for (at, station) in self.stations.iter_mut().enumerate() {
-                let (done, before, barrier, cpu) = (&done, before[at], &barrier, cpus[at % cpus.len()]);
+                let (done, before, ready) = (&done, before[at], &ready);
+                let cpu = cpus.get(at % cpus.len().max(1)).copied().unwrap_or_default();
                 threads.push(scope.spawn(move || {
                     machine::pin(cpu);
-                    barrier.wait();
+                    // Spinning, so that all start within a cache line's journey of each other.
+                    ready.fetch_add(1, Ordering::AcqRel);
+                    while ready.load(Ordering::Acquire) < done.len() as u64 {
+                        std::thread::yield_now();
+                    }
                     let clock = Stopwatch::start();
                     while done.iter().map(|d| d.load(Ordering::Acquire)).sum::<u64>() < target {
                         station.worker.turn(now);
