@@ -10,7 +10,7 @@ const KEY: &str = "net/ipv4/ip_local_reserved_ports";
 /// The reserved ports as the kernel writes them: `8080,40000-57343`, or empty.
 ///
 /// # Errors
-/// As [`sysctl`].
+/// As [`fn@sysctl`].
 pub fn reserved_ports(ns: &Netns) -> Result<String, HostError> {
     sysctl(ns, KEY)
 }
@@ -18,7 +18,7 @@ pub fn reserved_ports(ns: &Netns) -> Result<String, HostError> {
 /// Replaces the reserved ports; `value` in the kernel's form, empty for none.
 ///
 /// # Errors
-/// As [`set_sysctl`].
+/// As [`fn@set_sysctl`].
 pub fn set_reserved_ports(ns: &Netns, value: &str) -> Result<(), HostError> {
     set_sysctl(ns, KEY, value)
 }

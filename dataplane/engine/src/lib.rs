@@ -1,6 +1,6 @@
 //! The packet path: one straight corridor from a port's receive queue to another's transmit queue.
 //!
-//! A [`Worker`](worker::Worker) owns everything it touches: its queues, its flow tables, its SNAT leases. It reads
+//! A [`Worker`] owns everything it touches: its queues, its flow tables, its SNAT leases. It reads
 //! [`Tables`](sluice_tables::Tables), which control publishes, and never waits for anybody. See `docs/architecture.md` for
 //! the packet's walk.
 

@@ -1,7 +1,7 @@
 //! Development only: packets to test with, and second opinions about packets.
 //!
 //! Nothing here shares code with what it tests: [`packet`] writes bytes one by one and sums them the slow way, and
-//! [`describe`] reads through `etherparse`.
+//! [`describe()`] reads through `etherparse`.
 
 pub mod describe;
 pub mod packet;
