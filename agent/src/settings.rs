@@ -3,7 +3,7 @@
 use sluice_engine::Shared;
 use sluice_tables::Tables;
 
-/// Ports an egress address gives away: all but the well-known ones (contract §6).
+/// Ports an egress address gives away: all but the well-known ones (`docs/adr/0009`).
 const EGRESS_PORTS: (u16, u16) = (1024, 65_535);
 
 /// Makes the SNAT port ranges that these tables need; called before they are published.

@@ -2,7 +2,7 @@
 //!
 //! Method: flows are opened by handshakes; then every flow sends once per pass, in shuffled order, which is the worst case
 //! for caches. Figures are thread CPU time, the median of several windows, with the spread beside it. Turning the worker
-//! (polling, expiry, counters) is part of the figure; making frames is not. Contract §6.
+//! (polling, expiry, counters) is part of the figure; making frames is not.
 
 mod cluster;
 mod lane;

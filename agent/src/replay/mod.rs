@@ -1,7 +1,7 @@
 //! `sluice replay`: captures through the real pipeline, no machine touched.
 //!
 //! The clock is the packets' own; one packet runs to its end before the next, through as many workers as asked for, so the
-//! same input gives the same bytes whatever their number. Contract §6.
+//! same input gives the same bytes whatever their number. See `docs/replay.md`.
 
 mod inputs;
 mod verdict;

@@ -1,6 +1,6 @@
 //! The ways out of this node, numbered in the order of their content: host, local pods, tunnels, gateways, neighbours.
 //!
-//! Owner: the control thread. Source: contract §6 (overlay), RFC 7348. Invariants: equal content gives equal numbers;
+//! Owner: the control thread. Source: RFC 7348, `docs/adr/0009`. Invariants: equal content gives equal numbers;
 //! a way whose next hop's MAC is unknown is there, as unresolved, and its neighbour is wanted.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,6 +1,6 @@
 //! Where destinations lie, and which tunnel peers may send what.
 //!
-//! Owner: the control thread. Source: Node `spec.podCIDRs`, `status.addresses`; contract §6. Order of precedence for
+//! Owner: the control thread. Source: Node `spec.podCIDRs`, `status.addresses`; `docs/adr/0009`. Order of precedence for
 //! one prefix: this node's addresses, other nodes' addresses, single pods, podCIDRs, the cluster's ranges.
 
 use std::collections::{BTreeMap, BTreeSet};

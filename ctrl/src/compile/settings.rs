@@ -1,6 +1,6 @@
 //! What the compiler takes from the configuration.
 //!
-//! Owner: the control thread. Source: contract §4.
+//! Owner: the control thread. Source: `docs/configuration.md`.
 
 use ipnet::IpNet;
 use sluice_tables::{Lpm, Settings, Timeouts};

@@ -212,6 +212,14 @@ impl Pipeline {
         }
     }
 
+    /// Gives back the frames that still wait, for an end.
+    pub(crate) fn let_go(&mut self) {
+        let waiting = std::mem::take(&mut self.waiting).into_iter().map(|(_, item)| item);
+        for item in waiting.chain(self.fragments.let_go()) {
+            self.cache.free(item.frame);
+        }
+    }
+
     /// Shows how many packets wait.
     pub(crate) fn show_held(&self) {
         self.counters.held.set((self.fragments.held() + self.waiting.len()) as u64);

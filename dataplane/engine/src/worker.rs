@@ -185,5 +185,6 @@ impl Worker {
             attached.queue.close(&mut self.pipeline.cache);
             self.pipeline.outbox.close(attached.port, &mut self.pipeline.cache);
         }
+        self.pipeline.let_go();
     }
 }

@@ -45,7 +45,7 @@ impl LocalNode {
     }
 }
 
-/// Our end of every pod and host port (contract §6).
+/// Our end of every pod and host port.
 pub const GATEWAY_MAC: [u8; 6] = [0x02, 0x00, 0xa9, 0xfe, 0x01, 0x01];
 /// The pods' IPv4 gateway.
 pub const GATEWAY_V4: Address = Address::v4([169, 254, 1, 1]);

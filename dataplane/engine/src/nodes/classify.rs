@@ -296,14 +296,10 @@ fn outer_checksum_is_right(item: &mut Item) -> bool {
 /// RFC 6040 §4.2: what the outer header says of congestion goes into the inner one. `false`: the packet must be dropped.
 fn carry_congestion(item: &mut Item, outer: u8) -> bool {
     let inner = item.meta.packet.tos;
-    let new = match (inner & 3, outer & 3) {
-        (0, 3) => return false,
-        (0, _) | (3, _) => return true,
-        (_, 3) => 3,
-        (2, 1) => 1,
-        _ => return true,
-    };
-    let tos = inner & !3 | new;
+    let Ok(tos) = sluice_wire::ecn::decap(inner, outer) else { return false };
+    if tos == inner {
+        return true;
+    }
     item.meta.packet.tos = tos;
     let v4 = item.meta.packet.family == 4;
     let l3 = item.l3_mut();

@@ -103,6 +103,11 @@ impl Fragments {
         self.held.len()
     }
 
+    /// Takes everything that waits.
+    pub fn let_go(&mut self) -> impl Iterator<Item = Item> + use<> {
+        std::mem::take(&mut self.held).into_iter().map(|(_, item)| item)
+    }
+
     /// Takes the waiting fragments of a datagram, in order of arrival.
     pub fn release(&mut self, key: &DatagramKey, out: &mut Vec<Item>) -> u32 {
         let before = out.len();
