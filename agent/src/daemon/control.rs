@@ -130,6 +130,8 @@ pub struct Control {
     /// The node's own Node object was seen and its host port is up.
     pub host_ready: bool,
     solicited: Instant,
+    /// Tables have just come to want neighbours.
+    solicit_now: bool,
 }
 
 /// What is needed to make a [`Control`].
@@ -187,6 +189,7 @@ impl Control {
             started: parts.started,
             host_ready: false,
             solicited: parts.started,
+            solicit_now: false,
         }
     }
 
@@ -240,6 +243,8 @@ impl Control {
         self.compile_problem = None;
         settings::ensure_spaces(&self.shared, &compiled.tables);
         self.steer(&compiled.steering);
+        // Asked for at once, not at the next second: the first packet would wait for it.
+        self.solicit_now = !compiled.wanted_neighbours.is_empty();
         let generation = self.publisher.publish(compiled);
         self.workers.iter().for_each(Handle::wake);
         let applied = self.wait_applied(generation);
@@ -348,7 +353,7 @@ impl Control {
     fn resolve_wanted(&mut self) {
         let mut wanted = self.shared.wanted.drain();
         let asked = !wanted.is_empty();
-        let due = self.solicited.elapsed() > Duration::from_secs(1);
+        let due = std::mem::take(&mut self.solicit_now) || self.solicited.elapsed() > Duration::from_secs(1);
         if due {
             wanted.extend(self.publisher.current().wanted_neighbours.iter().map(|a| sluice_tables::Address::from(*a)));
             self.solicited = Instant::now();
