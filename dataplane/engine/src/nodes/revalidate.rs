@@ -85,7 +85,8 @@ impl Pipeline {
         }
         let reply = slot != first;
         let state = State::from_byte(original.common().state);
-        if reply && tuple.protocol == 6 && become_reset(item) {
+        // A handshake is not cut: the client's next SYN finds another backend.
+        if reply && tuple.protocol == 6 && state != State::SynSent && become_reset(item) {
             // The client waits for a backend that is gone: the answer it gets ends the connection. The entry keeps its old
             // version, so that whatever still comes is cut as well.
             return true;
