@@ -26,4 +26,15 @@ impl Identities {
             None => self.prefixes.lookup(address).copied().unwrap_or_default(),
         }
     }
+
+    /// How many identities there are, that of unknown addresses included.
+    pub fn count(&self) -> usize {
+        let prefixes = self.prefixes.entries().into_iter().map(|(_, id)| id.0);
+        self.exact.values().map(|id| id.0).chain(prefixes).max().unwrap_or_default() as usize + 1
+    }
+
+    /// Memory of both lookups, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.exact.allocation_size() + self.prefixes.bytes()
+    }
 }

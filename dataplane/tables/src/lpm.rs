@@ -72,6 +72,11 @@ impl<V> Lpm<V> {
         self.maps.iter().map(HashMap::len).sum()
     }
 
+    /// Memory of the maps, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.lengths.capacity() + self.maps.iter().map(|map| size_of_val(map) + map.allocation_size()).sum::<usize>()
+    }
+
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.maps.is_empty()

@@ -102,6 +102,16 @@ impl Policy {
         intervals.get(at.wrapping_sub(1)).map_or(denied, |(_, d)| *d)
     }
 
+    /// Memory of sets, port maps and names, in bytes.
+    pub fn bytes(&self) -> usize {
+        let sets = self.sets.iter().map(|set| size_of::<PolicySet>() + set.by_identity.allocation_size());
+        let lists = |map: &PortMap| map.tcp.capacity() + map.udp.capacity() + map.sctp.capacity();
+        let maps = self.maps.iter().map(|map| size_of::<PortMap>() + lists(map) * size_of::<(u16, Decision)>());
+        let names = self.names.iter().map(|name| size_of_val(&**name));
+        let pointers = size_of::<Arc<()>>() * (self.sets.capacity() + self.maps.capacity() + 2 * self.names.capacity());
+        sets.chain(maps).chain(names).sum::<usize>() + pointers
+    }
+
     /// Name of a rule; `None` for [`RuleId::NONE`].
     pub fn name(&self, rule: RuleId) -> Option<&Arc<str>> {
         if rule == RuleId::NONE { None } else { self.names.get(rule.0 as usize) }
