@@ -11,7 +11,7 @@ export PYTHON
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint fmt bench bench-tap install clean
+.PHONY: help setup build demo test lint fmt bench bench-tap image install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -39,6 +39,9 @@ bench: setup ## criterion
 
 bench-tap: build ## TCP between two pods of a node, beside the kernel routing the same
 	@$(PYTHON) tests/e2e/bench_tap.py --bin-dir $(TARGET)/release
+
+image: ## container image (IMAGE=NAME), by docker, podman or buildah
+	@scripts/image.sh
 
 # A program that is running cannot be written over, only renamed over.
 install: build ## programs into PREFIX/bin, the CNI plugin into CNI_BIN

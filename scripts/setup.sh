@@ -26,6 +26,9 @@ ethtool ethtool
 /usr/bin/python3 python3
 /usr/lib/python3/dist-packages/scapy python3-scapy
 /usr/lib/python3/dist-packages/yaml python3-yaml
+/usr/lib/python3/dist-packages/jsonschema python3-jsonschema
+go golang-go
+/usr/share/gocode/src/github.com/Masterminds/sprig golang-github-masterminds-sprig-dev
 /etc/ssl/certs/ca-certificates.crt ca-certificates
 '
 

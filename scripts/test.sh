@@ -24,6 +24,7 @@ step "unit and property" cargo test --workspace --no-fail-fast
 step "programs" cargo build --workspace --bins
 step "replay stories" "$python" tests/replay/run.py --sluice "$target/debug/sluice"
 step "end to end" "$python" tests/e2e/run.py --bin-dir "$target/debug"
+step "deployment" "$python" tests/deploy/run.py --bin-dir "$target/debug"
 step "documentation" env RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --document-private-items --quiet
 
 printf '\n=== summary\n'

@@ -166,7 +166,8 @@ fn kernel_remedy(source: &io::Error, operation: &str) -> String {
 
 fn sysctl_remedy(source: &io::Error) -> &'static str {
     if is(source, Errno::ROFS) {
-        "; /proc/sys is mounted read-only: run the container privileged, or `mount -o remount,rw /proc/sys`"
+        "; /proc/sys is mounted read-only: mount the host's /proc/sys/net at another place and name it in SLUICE_PROC_SYS, \
+         as deploy/ does, or run the container privileged"
     } else if is(source, Errno::PERM) || is(source, Errno::ACCESS) {
         "; run as root or grant CAP_NET_ADMIN"
     } else if is(source, Errno::NOENT) {

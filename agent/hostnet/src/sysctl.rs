@@ -2,9 +2,13 @@
 //!
 //! `/proc/sys/net` shows the namespace of the thread that opens the file, so every access runs inside the namespace.
 //! A key is the path form (`net/ipv4/conf/eth0/rp_filter`): interface names may contain dots.
+//!
+//! A container that is not privileged sees `/proc/sys` read-only. It is given the host's folder at another place, which
+//! the environment variable `SLUICE_PROC_SYS` names; the namespace is still the thread's.
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use crate::{HostError, Netns};
 
@@ -49,6 +53,14 @@ pub(crate) fn exists(key: &str) -> bool {
     path_of(key).is_ok_and(|path| path.exists())
 }
 
+fn root() -> &'static PathBuf {
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        let named = std::env::var_os("SLUICE_PROC_SYS").filter(|path| !path.is_empty());
+        named.map_or_else(|| PathBuf::from("/proc/sys"), PathBuf::from)
+    })
+}
+
 fn path_of(key: &str) -> Result<PathBuf, HostError> {
     let sound = key.split('/').all(|part| !matches!(part, "" | "." | "..")) && !key.contains('\0');
     if !sound {
@@ -57,7 +69,7 @@ fn path_of(key: &str) -> Result<PathBuf, HostError> {
             what: "a path below /proc/sys such as net/ipv4/ip_forward",
         });
     }
-    Ok(PathBuf::from(format!("/proc/sys/{key}")))
+    Ok(root().join(key))
 }
 
 #[cfg(test)]
