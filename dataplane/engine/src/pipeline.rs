@@ -139,13 +139,27 @@ impl Pipeline {
         cache: PoolCache,
         handoff: Handoff,
     ) -> Result<Self, PoolError> {
+        let table4 = FlowTable::new(options.flows, options.seed, options.huge_pages)?;
+        let table6 = FlowTable::new(options.flows, options.seed, options.huge_pages)?;
+        Ok(Self::with_flows(options, tables, shared, cache, handoff, (table4, table6)))
+    }
+
+    /// The same on these flow tables; what stands in them is taken up by [`resume_flows`](Self::resume_flows).
+    pub fn with_flows(
+        options: WorkerOptions,
+        tables: Arc<Tables>,
+        shared: Arc<Shared>,
+        cache: PoolCache,
+        handoff: Handoff,
+        (flows4, flows6): (FlowTable<Entry4>, FlowTable<Entry6>),
+    ) -> Self {
         let mut spaces = Vec::new();
         shared.spaces.catch_up(&mut spaces);
-        Ok(Pipeline {
+        Pipeline {
             options,
             tables,
-            flows4: FlowTable::new(options.flows, options.seed, options.huge_pages)?,
-            flows6: FlowTable::new(options.flows, options.seed, options.huge_pages)?,
+            flows4,
+            flows6,
             spaces,
             leases: Leases::default(),
             fragments: Fragments::default(),
@@ -168,7 +182,7 @@ impl Pipeline {
             keys4: Box::new([Key4::default(); BATCH]),
             keys6: Box::new([Key6::default(); BATCH]),
             candidates: Box::new([NO_CANDIDATE; BATCH]),
-        })
+        }
     }
 
     /// Sets the turn's time.

@@ -6,12 +6,17 @@
 //! ```
 //! A lookup touches two lines that a batch prefetches ahead of use; measured, linear probing over entries costs twice as
 //! much at a million flows. Owner: one worker; no locks. Both directions of a connection are entries 2n and 2n+1.
+//!
+//! The entries may lie in a file that outlives the process (`flow/layout.rs`); buckets never do, they are built anew from
+//! the entries (`flow/recover.rs`). So a pair is alive if, and only if, its first entry has a state, and that byte is
+//! written last when a pair is made and first when it ends: a process may be killed between any two instructions.
 
 use super::entry::Entry;
 use super::state::State;
 use sluice_port::prefetch::prefetch;
 use sluice_port::{Mapped, PoolError};
 use sluice_tables::Timeouts;
+use std::sync::atomic::{Ordering, compiler_fence};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 const WAYS: usize = 8;
@@ -51,16 +56,22 @@ impl Slot {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;
 
+/// Pairs that memory is asked for at once.
+const STEP: usize = 8192;
+/// Pairs that [`FlowTable::grow_ahead`] keeps ready.
+const AHEAD: usize = 2048;
+
 /// Flows of one family.
 pub struct FlowTable<E> {
     buckets: Mapped<Bucket>,
-    entries: Mapped<E>,
+    pub(super) entries: Mapped<E>,
+    pub(super) pairs: usize,
     seed: u64,
     /// First free pair + 1, linked through `common.rule`.
-    free: u32,
+    pub(super) free: u32,
     /// Pairs never used start here.
-    fresh: u32,
-    live: u32,
+    pub(super) fresh: u32,
+    pub(super) live: u32,
     sweep_at: u32,
     evict_at: u32,
 }
@@ -74,10 +85,18 @@ impl<E: Entry> FlowTable<E> {
     /// Room for `pairs` connections.
     pub fn new(pairs: usize, seed: u64, huge: bool) -> Result<Self, PoolError> {
         let pairs = pairs.clamp(1, (u32::MAX / 2 - 1) as usize);
+        Self::over(Mapped::zeroed(pairs * 2, huge)?, pairs, seed, huge)
+    }
+
+    /// Room for `pairs` connections in these entries. What stands in them is not looked at until
+    /// [`recover`](Self::recover) is called, which must be before the first use if they are not all zero.
+    pub fn over(entries: Mapped<E>, pairs: usize, seed: u64, huge: bool) -> Result<Self, PoolError> {
+        let pairs = pairs.min(entries.room() / 2);
         let buckets = (pairs * 2 * 100).div_ceil(WAYS * LOAD_PERCENT).max(2);
         Ok(FlowTable {
             buckets: Mapped::zeroed(buckets, huge)?,
-            entries: Mapped::zeroed(pairs * 2, huge)?,
+            entries,
+            pairs,
             seed,
             free: END,
             fresh: 0,
@@ -104,7 +123,22 @@ impl<E: Entry> FlowTable<E> {
 
     /// Connections it can hold.
     pub fn capacity(&self) -> usize {
-        self.entries.len() / 2
+        self.pairs
+    }
+
+    /// Takes memory for flows to come, unless there is enough: between batches, so that a first packet need not.
+    #[inline]
+    pub fn grow_ahead(&mut self) {
+        if self.entries.len() / 2 < self.pairs.min(self.fresh as usize + AHEAD) {
+            self.grow();
+        }
+    }
+
+    /// Takes memory for at least one more pair; `false` if there is none.
+    #[cold]
+    fn grow(&mut self) -> bool {
+        let held = self.entries.len() / 2;
+        self.entries.reserve(self.pairs.min(held + STEP) * 2) || self.entries.reserve(self.pairs.min(held + 1) * 2)
     }
 
     /// Bytes of both arrays, and whether they lie on 2 MB pages.
@@ -234,15 +268,21 @@ impl<E: Entry> FlowTable<E> {
             let pair = self.free - 1;
             self.free = self.entries[pair as usize * 2].common().rule;
             pair
-        } else if (self.fresh as usize) < self.capacity() {
+        } else if (self.fresh as usize) < self.pairs && ((self.fresh as usize) < self.entries.len() / 2 || self.grow())
+        {
             self.fresh += 1;
             self.fresh - 1
         } else {
             return Err(Full);
         };
         let slot = Slot(pair * 2);
-        self.entries[slot.0 as usize] = original;
+        let state = original.common().state;
         self.entries[slot.sibling().0 as usize] = reply.unwrap_or_default();
+        let first = &mut self.entries[slot.0 as usize];
+        *first = original;
+        first.common_mut().state = 0;
+        compiler_fence(Ordering::SeqCst);
+        self.entries[slot.0 as usize].common_mut().state = state;
         let placed = self.place(slot) && (reply.is_none() || self.place(slot.sibling()));
         if !placed {
             self.unplace(slot);
@@ -264,7 +304,9 @@ impl<E: Entry> FlowTable<E> {
         self.live -= 1;
     }
 
-    fn release(&mut self, pair: u32) {
+    pub(super) fn release(&mut self, pair: u32) {
+        self.entries[pair as usize * 2].common_mut().state = 0;
+        compiler_fence(Ordering::SeqCst);
         self.entries[pair as usize * 2 + 1] = E::default();
         let mut empty = E::default();
         empty.common_mut().rule = self.free;
@@ -272,7 +314,7 @@ impl<E: Entry> FlowTable<E> {
         self.free = pair + 1;
     }
 
-    fn place(&mut self, slot: Slot) -> bool {
+    pub(super) fn place(&mut self, slot: Slot) -> bool {
         let hash = self.hash(self.entries[slot.0 as usize].key());
         let (first, second) = (self.first(hash), self.second(hash));
         if self.put(first, hash, slot.0) || self.put(second, hash, slot.0) {
@@ -302,7 +344,7 @@ impl<E: Entry> FlowTable<E> {
         true
     }
 
-    fn unplace(&mut self, slot: Slot) {
+    pub(super) fn unplace(&mut self, slot: Slot) {
         let hash = self.hash(self.entries[slot.0 as usize].key());
         for at in [self.first(hash), self.second(hash)] {
             let bucket = &mut self.buckets[at];

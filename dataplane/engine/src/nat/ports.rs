@@ -169,6 +169,24 @@ impl Leases {
         None
     }
 
+    /// Counts a flow of an earlier process on the block of its port; `false`: the port is out of range, or another worker
+    /// has the block.
+    pub fn resume(&mut self, space: &SnatSpace, index: u16, source: Address, worker: u16, port: u16) -> bool {
+        if !space.contains(port) {
+            return false;
+        }
+        let block = usize::from((port - space.first) / BLOCK);
+        if space.owner(port) != Some(worker) && !space.claim(block, worker) {
+            return false;
+        }
+        let leases = self.by_source.entry((index, source)).or_default();
+        match leases.iter_mut().find(|lease| lease.block == block) {
+            Some(lease) => lease.flows += 1,
+            None => leases.push(Lease { block, flows: 1 }),
+        }
+        true
+    }
+
     /// A flow with `port` has ended; its block is free again when no flow is left on it.
     pub fn give_back(&mut self, space: &SnatSpace, index: u16, source: Address, port: u16) {
         let Some(leases) = self.by_source.get_mut(&(index, source)) else { return };
@@ -225,6 +243,20 @@ mod tests {
         for flow in 0..10_000 {
             assert!(leases.take(&space, 0, address(5), 0, flow, |_| true).is_some());
         }
+    }
+
+    #[test]
+    fn what_is_resumed_is_in_use_again_and_comes_back_when_its_flows_end() {
+        let space = SnatSpace::new(Address::v4([192, 0, 2, 1]), 40_000, 40_255);
+        let mut leases = Leases::default();
+        assert!(leases.resume(&space, 0, address(5), 1, 40_070) && leases.resume(&space, 0, address(5), 1, 40_071));
+        assert!(!leases.resume(&space, 0, address(5), 1, 39_999) && !leases.resume(&space, 0, address(5), 1, 40_256));
+        assert!(!Leases::default().resume(&space, 0, address(6), 2, 40_072), "the block is another worker's");
+        assert_eq!((space.owner(40_064), space.leased_ports()), (Some(1), 64));
+        leases.give_back(&space, 0, address(5), 40_070);
+        assert_eq!(space.leased_ports(), 64);
+        leases.give_back(&space, 0, address(5), 40_071);
+        assert_eq!(space.leased_ports(), 0);
     }
 
     #[test]

@@ -96,6 +96,8 @@ impl Pipeline {
             self.sweep_due[1] -= due6;
             self.sweep::<Entry6>(due6);
         }
+        self.flows4.grow_ahead();
+        self.flows6.grow_ahead();
         self.give_up_waiting();
         let mut late = Vec::new();
         self.fragments.expire(self.now, &mut late);

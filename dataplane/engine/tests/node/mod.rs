@@ -4,6 +4,7 @@
 
 pub mod tables;
 
+use sluice_engine::flow::{Entry4, Entry6, FlowTable};
 use sluice_engine::handoff::Handoff;
 use sluice_engine::item::{BATCH, Item};
 use sluice_engine::{Counters, Pipeline, Reason, Shared, WorkerOptions};
@@ -18,6 +19,9 @@ pub use tables::*;
 /// A second on the workers' clock.
 pub const SECOND: u64 = 1_000_000_000;
 
+/// Flow tables of both families.
+pub type FlowTables = (FlowTable<Entry4>, FlowTable<Entry6>);
+
 /// The node.
 pub struct Node {
     /// Its workers.
@@ -30,6 +34,12 @@ pub struct Node {
 impl Node {
     /// A node that keeps at most so many connections.
     pub fn new(wish: &Wish, max_flows: u32) -> Node {
+        let flows = |_| Some((FlowTable::new(4096, 7, false).ok()?, FlowTable::new(4096, 7, false).ok()?));
+        Node::on(wish, max_flows, |id| flows(id).expect("memory for flows"))
+    }
+
+    /// The same, with flow tables of the test by worker.
+    pub fn on(wish: &Wish, max_flows: u32, mut flows: impl FnMut(u16) -> FlowTables) -> Node {
         let tables = Arc::new(tables(wish));
         let shared = Shared::new(max_flows);
         for address in tables.node.internal.iter().chain(&tables.node.overlay).flatten() {
@@ -40,9 +50,8 @@ impl Node {
             .zip(Handoff::mesh(usize::from(wish.workers)))
             .map(|(id, handoff)| {
                 let options = WorkerOptions { id, workers: wish.workers, flows: 4096, seed: 7, huge_pages: false };
-                let mut worker =
-                    Pipeline::new(options, Arc::clone(&tables), Arc::clone(&shared), pool.cache(), handoff)
-                        .expect("memory for flows");
+                let (tables, shared) = (Arc::clone(&tables), Arc::clone(&shared));
+                let mut worker = Pipeline::with_flows(options, tables, shared, pool.cache(), handoff, flows(id));
                 for port in PORTS {
                     let all = Capabilities { chained: true, max_frame: 65_535, ..Capabilities::default() };
                     worker.open_lane(port, all);
