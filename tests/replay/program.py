@@ -48,6 +48,10 @@ def write_folder(story, frames, folder):
     os.makedirs(os.path.join(folder, "objects"), exist_ok=True)
     with open(os.path.join(folder, "objects", "objects.yaml"), "w", encoding="utf-8") as file:
         file.write(f"# {story.title}\n{story.manifest()}")
+    for number, (_, objects) in enumerate(story.changes):
+        os.makedirs(os.path.join(folder, f"change-{number}"), exist_ok=True)
+        with open(os.path.join(folder, f"change-{number}", "objects.yaml"), "w", encoding="utf-8") as file:
+            file.write(f"# {story.title}\n{story.manifest(objects)}")
     if story.config:
         with open(os.path.join(folder, "config.yaml"), "w", encoding="utf-8") as file:
             file.write(story.config)
@@ -81,6 +85,8 @@ class Sluice:
     def arguments(self, story, folder):
         """What precedes the --rx arguments of a story."""
         made = ["replay", "--manifests", os.path.join(folder, "objects"), "--node", story.node, *story.args]
+        for number, (packet, _) in enumerate(story.changes):
+            made += ["--change", f"{packet}={os.path.join(folder, f'change-{number}')}"]
         return made + (["--config", os.path.join(folder, "config.yaml")] if story.config else [])
 
     def replay(self, story, frames, folder, name, extra=()):

@@ -13,7 +13,8 @@ import traceback
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 TOPICS = (
-    "overlay neighbours services backends intake external policy netpol_suite reject tiers spoofing egress masquerade errors "
+    "overlay neighbours services changes affinity backends intake external policy netpol_suite reject tiers spoofing egress "
+    "masquerade errors "
     "checks size fragments flows limits host cli"
 ).split()
 

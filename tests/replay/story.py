@@ -226,6 +226,7 @@ class Story:
         self.title, self.source = title, source
         self.node, self.objects, self.config, self.args = "node-a", [], None, []
         self.steps, self.now, self.twice = [], 1_700_000_000_000_000, False
+        self.changes = []  # (number of the first packet that meets them, objects)
 
     def given(self, *objects, node=None, config=None, args=()):
         """The cluster's objects (YAML texts), and the node, configuration file and further arguments of the replay."""
@@ -233,6 +234,10 @@ class Story:
         self.node = node or self.node
         self.config = config or self.config
         self.args += args
+
+    def change(self, *objects):
+        """From here on the cluster is these objects, and no others."""
+        self.changes.append((len(self.steps), objects))
 
     def wait(self, seconds):
         """Lets this much of the packets' own time pass."""
@@ -253,12 +258,13 @@ class Story:
         """The input ports in the order of their first packet."""
         return list(dict.fromkeys(step.port for step in self.steps))
 
-    def manifest(self):
+    def manifest(self, objects=None):
         """All objects as one multi-document text."""
-        return "\n---\n".join(text.strip() for text in self.objects) + "\n"
+        return "\n---\n".join(text.strip() for text in (self.objects if objects is None else objects)) + "\n"
 
     def has(self, *kinds):
-        return any(f"kind: {kind}" in text for text in self.objects for kind in kinds)
+        texts = [*self.objects, *(text for _, objects in self.changes for text in objects)]
+        return any(f"kind: {kind}" in text for text in texts for kind in kinds)
 
     def judge(self, count, result):
         """Compares the first `count` steps with `result`; returns (problems, picked values)."""

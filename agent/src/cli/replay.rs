@@ -34,6 +34,14 @@ pub struct ReplayArgs {
     /// Next hop towards the outside, once per family; default: the first address of the node's /24 or /64.
     #[arg(long = "gateway", value_name = "IP")]
     gateways: Vec<IpAddr>,
+    /// From packet N on (counted from 0, all inputs merged) the cluster is what this folder says. Repeat in order.
+    #[arg(long = "change", value_name = "N=DIR", value_parser = packet_and_folder)]
+    changes: Vec<(usize, PathBuf)>,
+}
+
+fn packet_and_folder(text: &str) -> Result<(usize, PathBuf), String> {
+    let (packet, folder) = text.split_once('=').filter(|(_, folder)| !folder.is_empty()).ok_or("expected N=DIR")?;
+    Ok((packet.parse().map_err(|_| "expected N=DIR, N a number".to_owned())?, folder.into()))
 }
 
 fn port_and_file(text: &str) -> Result<(String, PathBuf), String> {
@@ -53,6 +61,7 @@ pub fn run(args: ReplayArgs) -> Done {
         out: args.out,
         workers: args.workers,
         gateways: args.gateways,
+        changes: args.changes,
     })
     .map_err(|error| Failure::usage(format_args!("{error:#}")))?;
     eprintln!("sluice: {packets} packets replayed");

@@ -56,7 +56,8 @@ pub fn for_each_address(frame: &[u8], mut f: impl FnMut(IpAddr)) {
     }
 }
 
-/// A number that is equal for both directions of a flow, as symmetric RSS would give.
+/// A number that is equal for both directions of a flow, as symmetric RSS over addresses would give. Ports do not enter:
+/// a client's SNAT ports are leased by the worker that meets it, and must not depend on how many workers there are.
 pub fn spread(frame: &[u8]) -> usize {
     let Ok(layers) = Layers::parse(frame, frame.len()) else { return 0 };
     let mut sum = 0usize;
@@ -66,5 +67,5 @@ pub fn spread(frame: &[u8]) -> usize {
             IpAddr::V6(a) => sum += a.octets().iter().map(|b| usize::from(*b)).sum::<usize>(),
         }
     }
-    sum + layers.transport.ports().map_or(0, |(a, b)| usize::from(a) + usize::from(b))
+    sum
 }

@@ -4,17 +4,14 @@
 //! same input gives the same bytes whatever their number. See `docs/replay.md`.
 
 mod inputs;
+mod script;
 mod verdict;
 
 use crate::settings;
 use anyhow::{Context, Result, bail};
 use inputs::Input;
-use sluice_ctrl::compile::{Knobs, LocalView, Replay, compile};
+use script::Script;
 use sluice_ctrl::config::Config;
-use sluice_ctrl::import::Defaults;
-use sluice_ctrl::model::Cluster;
-use sluice_ctrl::model::standalone::Standalone;
-use sluice_ctrl::source::manifests::ManifestSource;
 use sluice_engine::handoff::Handoff;
 use sluice_engine::item::Item;
 use sluice_engine::{Pipeline, Shared, WorkerOptions};
@@ -45,10 +42,10 @@ pub struct Options {
     pub workers: u16,
     /// Gateways towards the outside, at most one per family.
     pub gateways: Vec<IpAddr>,
+    /// From which packet on which other manifests are the cluster.
+    pub changes: Vec<(usize, PathBuf)>,
 }
 
-/// Layer-3 MTU of a replayed uplink.
-const UPLINK_MTU: u16 = 1500;
 /// Frames of a replay's pool: what one packet can turn into, and held fragments.
 const FRAMES: usize = 8192;
 /// Seed of the flow hash: a replay must not depend on chance.
@@ -60,41 +57,14 @@ pub fn run(options: &Options) -> Result<usize> {
         Some(path) => Config::load(path)?,
         None => Config::builtin(&options.node),
     };
-    let source = ManifestSource::new(&options.manifests)
-        .with_context(|| format!("cannot read the manifests in {}", options.manifests.display()))?;
-    let snapshot = source.snapshot();
-    for problem in &snapshot.problems {
-        eprintln!("sluice: {problem}");
-    }
-    let standalone = Standalone {
-        node: options.node.clone(),
-        service_cidrs: config.cidrs.services.clone(),
-        node_ports: config.node_ports,
-        leases: BTreeMap::new(),
-    };
-    let (cluster, invalid) = Cluster::build(&snapshot.objects, &Defaults { standalone: Some(standalone) });
-    for finding in &invalid {
-        eprintln!("sluice: {finding}");
-    }
-    let mut replay = Replay { uplink_mtu: UPLINK_MTU, workers: options.workers, ..Replay::default() };
-    for gateway in &options.gateways {
-        let slot = &mut replay.gateways[usize::from(gateway.is_ipv6())];
-        if slot.replace(*gateway).is_some() {
-            bail!("--gateway {gateway}: a second gateway of one family");
-        }
-    }
-    let mut view = LocalView::derived(&cluster, &options.node, &replay)?;
-    let names = Names::of(&view);
+    let mut script = Script::read(options, &config)?;
+    let names = Names::of(script.scenes.iter().map(|scene| &scene.view));
     let (inputs, resolution) = inputs::read(&options.inputs, &names)?;
-    for input in &inputs {
-        inputs::for_each_address(&input.bytes, |address| view.learn_derived(address));
-    }
-    let compiled = compile(&cluster, &view, &Knobs::from(&config), None)?;
-    for finding in &compiled.invalid {
-        eprintln!("sluice: {finding}");
-    }
-    let tables = Arc::new(compiled.tables);
-    let mut node = Node::new(&config, tables, options.workers, &view)?;
+    script.learn(&inputs);
+    let mut tables_left = script.compile(&config)?.into_iter();
+    let Some((_, first)) = tables_left.next() else { bail!("no manifests") };
+    let mut node = Node::new(&config, first, options.workers, names.ports())?;
+    let mut next = tables_left.next();
     std::fs::create_dir_all(&options.out).with_context(|| format!("cannot make {}", options.out.display()))?;
     let mut outputs = Outputs::new(&options.out, resolution);
     let path = options.out.join("verdicts.jsonl");
@@ -102,6 +72,14 @@ pub fn run(options: &Options) -> Result<usize> {
         std::fs::File::create(&path).with_context(|| format!("cannot write {}", path.display()))?,
     );
     for (n, input) in inputs.iter().enumerate() {
+        while let Some((from, tables)) = next.take() {
+            if from > n {
+                next = Some((from, tables));
+                break;
+            }
+            node.adopt(tables, input.time);
+            next = tables_left.next();
+        }
         let verdict = node.step(n, input, &names, &mut outputs)?;
         serde_json::to_writer(&mut lines, &verdict)?;
         lines.write_all(b"\n")?;
@@ -115,18 +93,17 @@ pub fn run(options: &Options) -> Result<usize> {
 struct Node {
     tables: Arc<Tables>,
     workers: Vec<Pipeline>,
+    shared: Arc<Shared>,
     recorder: Recorder,
     ports: Vec<u16>,
 }
 
 impl Node {
-    fn new(config: &Config, tables: Arc<Tables>, workers: u16, view: &LocalView) -> Result<Self> {
+    fn new(config: &Config, tables: Arc<Tables>, workers: u16, ports: Vec<u16>) -> Result<Self> {
         let shared = Shared::new(config.flows.max);
         settings::ensure_spaces(&shared, &tables);
         let pool = FramePool::new(PoolOptions { frames: FRAMES, huge_pages: false })?;
         let recorder = Recorder::default();
-        let mut ports = vec![view.uplink.port, view.host.port];
-        ports.extend(view.pods.values().map(|pod| pod.port));
         let mut all = Vec::new();
         for (id, handoff) in (0..workers).zip(Handoff::mesh(usize::from(workers))) {
             let options =
@@ -138,7 +115,20 @@ impl Node {
             }
             all.push(pipeline);
         }
-        Ok(Node { tables, workers: all, recorder, ports })
+        Ok(Node { tables, workers: all, shared, recorder, ports })
+    }
+
+    /// Gives all workers new tables, between two packets.
+    fn adopt(&mut self, tables: Arc<Tables>, now: u64) {
+        settings::ensure_spaces(&self.shared, &tables);
+        for worker in &mut self.workers {
+            worker.set_time(now);
+            // Nobody else holds the list of port ranges here, so it cannot be busy.
+            let adopted = worker.adopt(&tables);
+            debug_assert!(adopted);
+            worker.resume();
+        }
+        self.tables = tables;
     }
 
     /// Runs one packet to its end.

@@ -16,10 +16,23 @@ pub struct Names {
 
 impl Names {
     /// `uplink0`, `host`, `pod:NAMESPACE/NAME`.
-    pub fn of(view: &LocalView) -> Self {
-        let mut list = vec![(view.uplink.port, "uplink0".to_owned()), (view.host.port, "host".to_owned())];
-        list.extend(view.pods.iter().map(|(name, pod)| (pod.port, format!("pod:{name}"))));
+    pub fn of<'a>(views: impl IntoIterator<Item = &'a LocalView>) -> Self {
+        let mut list: Vec<(u16, String)> = Vec::new();
+        for view in views {
+            let own = [(view.uplink.port, "uplink0".to_owned()), (view.host.port, "host".to_owned())];
+            let pods = view.pods.iter().map(|(name, pod)| (pod.port, format!("pod:{name}")));
+            for named in own.into_iter().chain(pods) {
+                if !list.contains(&named) {
+                    list.push(named);
+                }
+            }
+        }
         Names { list }
+    }
+
+    /// Every port's number.
+    pub fn ports(&self) -> Vec<u16> {
+        self.list.iter().map(|(port, _)| *port).collect()
     }
 
     /// Number of a named port.

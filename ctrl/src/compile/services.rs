@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use sluice_tables::services::{FrontendKind, VERSION_SLOTS};
+use sluice_tables::services::{ClientAffinity, FrontendKind, VERSION_SLOTS};
 use sluice_tables::stable_hash::{StableHasher, stable_hash};
 use sluice_tables::{Address, Backend, BackendSet, Frontend, FrontendKey, Lpm, Prefix, Services, TableError};
 
@@ -240,7 +240,10 @@ impl Make<'_> {
             internal_local_empty,
             external_local_empty,
             external_local: outside && self.service.external_traffic == TrafficPolicy::Local,
-            affinity: self.service.affinity_seconds,
+            affinity: self.service.affinity_seconds.map(|seconds| ClientAffinity {
+                seconds,
+                service: stable_hash(self.service.name.to_string().as_bytes()),
+            }),
             source_ranges,
         }
     }

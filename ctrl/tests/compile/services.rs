@@ -463,9 +463,9 @@ status: { loadBalancer: { ingress: [{ ip: 192.0.2.11 }] } }",
 #[test]
 fn affinity_has_its_timeout() {
     let compiled = web("sessionAffinity: ClientIP", &[e(L1, "node-a", "rs")]);
-    assert_eq!(compiled.frontend("10.96.0.10", TCP, 80).unwrap().affinity, Some(10_800), "98");
+    assert_eq!(compiled.frontend("10.96.0.10", TCP, 80).unwrap().affinity.map(|a| a.seconds), Some(10_800), "98");
     let spec = "sessionAffinity: ClientIP, sessionAffinityConfig: { clientIP: { timeoutSeconds: 60 } }";
-    assert_eq!(web(spec, &[]).frontend("10.96.0.10", TCP, 80).unwrap().affinity, Some(60));
+    assert_eq!(web(spec, &[]).frontend("10.96.0.10", TCP, 80).unwrap().affinity.map(|a| a.seconds), Some(60));
 }
 
 #[test]

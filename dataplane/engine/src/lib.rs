@@ -4,6 +4,7 @@
 //! [`Tables`](sluice_tables::Tables), which control publishes, and never waits for anybody. See `docs/architecture.md` for
 //! the packet's walk.
 
+pub mod affinity;
 pub mod counters;
 pub mod flow;
 pub mod gro;

@@ -7,6 +7,7 @@
 //! Owner: one worker thread. Nodes borrow an [`Item`], `settle` moves its frame. Nothing here allocates, locks or reads a
 //! clock for a packet of an established flow.
 
+use crate::affinity::Affinity;
 use crate::counters::Counters;
 use crate::flow::{Entry4, Entry6, FlowTable, Key4, Key6, Side};
 use crate::handoff::Handoff;
@@ -46,6 +47,8 @@ pub struct Shared {
     pub fragments_held: AtomicU32,
     /// ICMP errors: nanoseconds up to which credit is spent.
     icmp_spent_until: AtomicU64,
+    /// Clients that keep their backends.
+    pub affinity: Affinity,
     /// Neighbours that control should find: written by workers, drained by control.
     pub wanted: crate::wanted::Wanted,
 }

@@ -207,8 +207,8 @@ impl Frontend {
         for (_, name) in flags.iter().filter(|(set, _)| *set) {
             write!(out, " {name}")?;
         }
-        if let Some(seconds) = self.affinity {
-            write!(out, " affinity={seconds}s")?;
+        if let Some(affinity) = self.affinity {
+            write!(out, " affinity={}s", affinity.seconds)?;
         }
         if let Some(ranges) = &self.source_ranges {
             write!(out, " from={}", prefixes(&ranges.entries()))?;
@@ -262,7 +262,7 @@ fn mac(bytes: &[u8; 6]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::services::{Backend, FrontendKey, FrontendKind, Shard, shard_of};
+    use crate::services::{Backend, ClientAffinity, FrontendKey, FrontendKind, Shard, shard_of};
     use crate::*;
     use std::sync::Arc;
 
@@ -286,7 +286,7 @@ mod tests {
                 internal_local_empty: false,
                 external_local_empty: false,
                 external_local: false,
-                affinity: Some(10_800),
+                affinity: Some(ClientAffinity { seconds: 10_800, service: 1 }),
                 source_ranges: None,
             };
             let shard: &mut Shard = Arc::make_mut(&mut services.shards[shard_of(&key)]);

@@ -4,6 +4,7 @@ use crate::address::Address;
 use crate::limits::{MAX_BACKENDS, TableError, at_most};
 use crate::lpm::Lpm;
 use crate::maglev;
+use crate::stable_hash::mix;
 use hashbrown::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -36,6 +37,17 @@ pub struct BackendSet {
     pub backends: Vec<Backend>,
     /// Indices into `backends`, by hash.
     pub maglev: Vec<u16>,
+    /// Tag of each backend's address with its index, sorted: how a remembered backend is found again.
+    tags: Vec<(u32, u16)>,
+}
+
+/// `sessionAffinity: ClientIP`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ClientAffinity {
+    /// How long a client keeps its backend without asking again.
+    pub seconds: u32,
+    /// Hash of the Service's name: all its ports share a client's backend.
+    pub service: u64,
 }
 
 /// How a frontend is reached.
@@ -72,8 +84,8 @@ pub struct Frontend {
     pub external_local_empty: bool,
     /// Clients outside keep their address (externalTrafficPolicy: Local).
     pub external_local: bool,
-    /// sessionAffinity: ClientIP with its timeout in seconds.
-    pub affinity: Option<u32>,
+    /// `sessionAffinity: ClientIP`.
+    pub affinity: Option<ClientAffinity>,
     /// loadBalancerSourceRanges; `None` means anybody.
     pub source_ranges: Option<Arc<Lpm<()>>>,
 }
@@ -145,7 +157,18 @@ impl BackendSet {
         backends.dedup_by_key(|b| (b.address, b.port));
         at_most("backends of one Service port", MAX_BACKENDS, backends.len())?;
         let maglev = maglev::build(&backends);
-        Ok(BackendSet { backends, maglev })
+        let mut tags: Vec<(u32, u16)> = backends.iter().map(|b| tag_of(b.address)).zip(0..).collect();
+        tags.sort_unstable();
+        Ok(BackendSet { backends, maglev, tags })
+    }
+
+    /// The backend at the address with this tag; where it has several ports, the hash chooses. `None` if the address has
+    /// left the set.
+    pub fn tagged(&self, tag: u32, hash: u64) -> Option<&Backend> {
+        let from = self.tags.partition_point(|(t, _)| *t < tag);
+        let ports = self.tags.get(from..)?.iter().take_while(|(t, _)| *t == tag).count();
+        let at = from + usize::try_from(hash.checked_rem(ports as u64)?).ok()?;
+        self.backends.get(usize::from(self.tags.get(at)?.1))
     }
 
     /// The backend for a hash; `None` if there are none.
@@ -158,6 +181,12 @@ impl BackendSet {
         let at = ((u128::from(hash) * self.maglev.len() as u128) >> 64) as usize;
         self.backends.get(usize::from(*self.maglev.get(at)?))
     }
+}
+
+/// What stands for a backend's address where a client's choice is remembered: all ports of one pod have one.
+pub fn tag_of(address: Address) -> u32 {
+    let bits = address.bits();
+    (mix((bits >> 64) as u64 ^ mix(bits as u64)) >> 32) as u32
 }
 
 #[cfg(test)]
@@ -179,6 +208,22 @@ mod tests {
     #[test]
     fn an_empty_set_chooses_nobody() {
         assert_eq!(BackendSet::new(vec![]).unwrap().choose(u64::MAX), None);
+    }
+
+    #[test]
+    fn a_tag_finds_its_address_whatever_the_set_and_chooses_among_its_ports_by_hash() {
+        let two_ports = Backend { port: 81, ..backend(3) };
+        let set = BackendSet::new((1..=7).map(backend).chain([two_ports]).collect()).unwrap();
+        let small = BackendSet::new(vec![backend(2), backend(3)]).unwrap();
+        for n in [2, 3] {
+            let tag = tag_of(backend(n).address);
+            assert_eq!(small.tagged(tag, 5), Some(&backend(n)));
+            assert_eq!(set.tagged(tag, 4).map(|b| b.address), Some(backend(n).address));
+        }
+        let ports: Vec<_> = (0..2).map(|hash| set.tagged(tag_of(backend(3).address), hash).unwrap().port).collect();
+        assert_eq!(ports, [80, 81]);
+        assert_eq!(small.tagged(tag_of(backend(1).address), 0), None, "it is not in the set any more");
+        assert_eq!(BackendSet::default().tagged(0, 0), None);
     }
 
     #[test]

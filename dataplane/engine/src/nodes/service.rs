@@ -3,12 +3,13 @@
 //! Source: Service.spec (internalTrafficPolicy, externalTrafficPolicy, sessionAffinity, loadBalancerSourceRanges).
 
 use super::plan::flow_hash;
+use crate::affinity;
 use crate::flow::Tuple;
 use crate::item::Item;
 use crate::pipeline::Pipeline;
 use crate::reason::Reason;
-use sluice_tables::services::FrontendKind;
-use sluice_tables::{Address, Backend, Family, Frontend, FrontendKey};
+use sluice_tables::services::{ClientAffinity, FrontendKind, tag_of};
+use sluice_tables::{Address, Backend, BackendSet, Family, Frontend, FrontendKey};
 use sluice_wire::packet::Shape;
 
 /// Who asks for a Service.
@@ -91,17 +92,11 @@ impl Pipeline {
             }
             (Client::Outside, _) => (&frontend.external, frontend.external_local_empty),
         };
-        let hash = match frontend.affinity {
-            Some(_) => flow_hash(&Tuple {
-                source: tuple.source,
-                destination: Address::default(),
-                source_port: 0,
-                destination_port: 0,
-                protocol: 0,
-            }),
-            None => flow_hash(tuple),
+        let chosen = match frontend.affinity {
+            Some(affinity) => self.keep(affinity, set, tuple.source),
+            None => set.choose(flow_hash(tuple)).copied(),
         };
-        match set.choose(hash).copied() {
+        match chosen {
             Some(backend) => {
                 self.count_service(0);
                 if let Some(note) = self.note(item) {
@@ -120,6 +115,26 @@ impl Pipeline {
                 Found::Settled
             }
         }
+    }
+
+    /// The backend this client had, as long as it may still be sent there; else one by the hash of its address alone, the
+    /// same on every node. Either way the client has just asked.
+    fn keep(&self, affinity: ClientAffinity, set: &BackendSet, client: Address) -> Option<Backend> {
+        let anywhere = Address::default();
+        let hash = flow_hash(&Tuple {
+            source: client,
+            destination: anywhere,
+            source_port: 0,
+            destination_port: 0,
+            protocol: 0,
+        });
+        let who = affinity::Client::new(hash, affinity.service);
+        let now = (self.now / 1_000_000_000) as u32;
+        let known = self.shared.affinity.recall(who, now, affinity.seconds);
+        let tag = known.filter(|tag| set.tagged(*tag, hash).is_some());
+        let tag = tag.or_else(|| set.choose(hash).map(|b| tag_of(b.address)))?;
+        self.shared.affinity.remember(who, tag, now);
+        set.tagged(tag, hash).copied()
     }
 
     fn count_service(&self, result: usize) {
