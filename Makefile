@@ -11,7 +11,7 @@ export PYTHON
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint fmt bench bench-tap image install clean
+.PHONY: help setup build demo test lint fmt bench bench-tap bench-compare image install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -39,6 +39,10 @@ bench: setup ## criterion
 
 bench-tap: build ## TCP between two pods of a node, beside the kernel routing the same
 	@$(PYTHON) tests/e2e/bench_tap.py --bin-dir $(TARGET)/release
+
+bench-compare: build ## packets, TCP, connections and latency beside the kernel and dpdk-testpmd (BENCH_ARGS="--rounds 5")
+	@scripts/setup.sh bench
+	@$(PYTHON) benches/compare/run.py --bin-dir $(TARGET)/release --out $(TARGET)/bench-compare $(BENCH_ARGS)
 
 image: ## container image (IMAGE=NAME), by docker, podman or buildah
 	@scripts/image.sh

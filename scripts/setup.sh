@@ -32,6 +32,14 @@ go golang-go
 /etc/ssl/certs/ca-certificates.crt ca-certificates
 '
 
+# `setup.sh bench`: also what the comparison needs.
+if [ "${1:-}" = bench ]; then
+    wanted="$wanted
+dpdk-testpmd dpdk-dev
+/usr/lib/python3/dist-packages/matplotlib python3-matplotlib
+"
+fi
+
 # Root's tools are not always on the path of a plain shell.
 export PATH="$HOME/.cargo/bin:$PATH:/usr/sbin:/sbin"
 

@@ -28,6 +28,8 @@ const ARROWS: &[(&str, &[&str])] = &[
         "sluice-benches",
         &["sluice-afxdp", "sluice-engine", "sluice-port", "sluice-snapshot", "sluice-tables", "sluice-wire"],
     ),
+    ("sluice-pktgen", &["sluice-hostnet", "sluice-livegen"]),
+    ("sluice-livegen", &[]),
     ("sluice-cni", &[]),
     ("sluice-ctrl", &["sluice-tables", "sluice-snapshot"]),
     ("sluice-engine", &["sluice-tables", "sluice-snapshot", "sluice-port", "sluice-wire"]),
