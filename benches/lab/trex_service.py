@@ -1,9 +1,9 @@
 """TRex (stateless) profile: the stream of `pktgen flood`, for a lab with NICs.
 
-    start -f trex_service.py -m 1mpps -t to=10.96.0.10,flows=100000,size=64,vxlan=0
+    start -f trex_service.py -m 1mpps -t --to 10.96.0.10 --flows 100000 --size 64
 
 Varied are source port and source address, so that every packet of a pass is another flow, as in `sluice bench pipeline`.
-`vxlan=1` sends what a peer node would: the same inner packets inside VXLAN, VNI 4096, outer UDP checksum zero.
+`--vxlan 1` sends what a peer node would: the same inner packets inside VXLAN, VNI 4096, outer UDP checksum zero.
 """
 import argparse
 
