@@ -11,6 +11,7 @@ pub mod gro;
 pub mod handoff;
 pub mod item;
 mod memo;
+pub mod meter;
 pub mod nat;
 pub mod nodes;
 pub mod outbox;
@@ -22,6 +23,7 @@ pub mod wanted;
 pub mod worker;
 
 pub use counters::Counters;
+pub use meter::Rate;
 pub use pipeline::{Pipeline, Shared, WorkerOptions};
 pub use reason::{Reason, Stage};
 pub use resume::Strays;

@@ -192,6 +192,7 @@ impl Pipeline {
     pub fn set_time(&mut self, now: u64) {
         self.now = now;
         self.tick = (now >> TICK_SHIFT) as u32;
+        self.outbox.set_time(now);
     }
 
     /// Replaces the tables; `false` if control is just changing the shared port ranges (try again next turn).

@@ -8,6 +8,7 @@
 
 use crate::counters::Counters;
 use crate::item::{BATCH, Item};
+use crate::meter::{Meter, Rate};
 use crate::pipeline::Pipeline;
 use crate::trace::Trace;
 use sluice_port::{Burst, PortMode, PortStats, Queue};
@@ -26,7 +27,14 @@ struct Attached {
     queue: Box<dyn Queue>,
     /// Turns left in which it is asked each time.
     warm: u32,
+    /// What is taken from it, where that is held to a rate.
+    meter: Option<Meter>,
+    /// Nothing is taken from it until there is credit again; what waits, waits in the device.
+    paused: bool,
 }
+
+/// The longest frame a device may hand over.
+const LONGEST_FRAME: u64 = 65_536;
 
 /// A worker; owned and run by one thread.
 pub struct Worker {
@@ -71,7 +79,20 @@ impl Worker {
     /// Takes over a queue of a port. The tables that know the port must be applied first.
     pub fn attach(&mut self, port: u16, queue: Box<dyn Queue>) {
         self.pipeline.outbox.open(port, queue.capabilities());
-        self.queues.push(Attached { port, queue, warm: WARM_TURNS });
+        self.queues.push(Attached { port, queue, warm: WARM_TURNS, meter: None, paused: false });
+    }
+
+    /// Holds a port to rates, towards the device and from it; `None` for no limit. What comes from the device faster waits
+    /// in the device, so that whoever sends it notices.
+    pub fn limit(&mut self, port: u16, towards: Option<Rate>, from: Option<Rate>) {
+        let now = self.pipeline.now;
+        self.pipeline.outbox.limit(port, towards);
+        if let Some(q) = self.queues.iter_mut().find(|q| q.port == port)
+            && q.meter.map(|m| m.rate()) != from
+        {
+            q.meter = from.map(|rate| Meter::new(rate, now));
+            q.paused = false;
+        }
     }
 
     /// Gives up a port: its queue is closed and what waited for it is freed. `false` if it has none here.
@@ -90,7 +111,7 @@ impl Worker {
 
     /// Descriptors to sleep on, by position for [`mark_ready`](Self::mark_ready); queues without one must be polled.
     pub fn wait_fds(&self) -> impl Iterator<Item = (usize, Option<BorrowedFd<'_>>)> {
-        self.queues.iter().enumerate().map(|(at, q)| (at, q.queue.wait_fd()))
+        self.queues.iter().enumerate().map(|(at, q)| (at, if q.paused { None } else { q.queue.wait_fd() }))
     }
 
     /// Says that the queue at a position is readable.
@@ -117,7 +138,19 @@ impl Worker {
             if q.warm == 0 && !cold_turn {
                 continue;
             }
-            let n = q.queue.rx(&mut self.pipeline.cache, &mut self.burst, BATCH - self.items.len());
+            let mut room = BATCH - self.items.len();
+            if let Some(meter) = &mut q.meter {
+                q.paused = !meter.open(now);
+                if q.paused {
+                    q.warm = q.warm.max(2);
+                    continue;
+                }
+                room = room.min(1 + (meter.credit() / LONGEST_FRAME) as usize);
+            }
+            let n = q.queue.rx(&mut self.pipeline.cache, &mut self.burst, room);
+            if let Some(meter) = &mut q.meter {
+                self.burst.iter().for_each(|frame| meter.charge(frame.len()));
+            }
             q.warm = if n > 0 { WARM_TURNS } else { q.warm.saturating_sub(1) };
             let port = q.port;
             for mut frame in self.burst.drain(..) {
@@ -168,6 +201,11 @@ impl Worker {
     /// Whether frames wait for a device that refused them: the worker must not sleep for long.
     pub fn has_waiting(&self) -> bool {
         self.queues.iter().any(|q| self.pipeline.outbox.waiting(q.port) > 0)
+    }
+
+    /// Whether a port is held to its rate just now: the worker must look again within a millisecond or so.
+    pub fn is_holding(&self) -> bool {
+        self.queues.iter().any(|q| q.paused || self.pipeline.outbox.is_holding(q.port))
     }
 
     /// To be called before sleeping: the queues' upkeep, so that nothing due waits for the wake-up, and a longer look at
