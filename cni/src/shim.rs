@@ -1,14 +1,13 @@
 //! One run of the plugin: from what the runtime handed over to what is printed and the exit code.
 //!
-//! | The agent… | ADD, CHECK, GC | DEL | STATUS |
+//! | The agent… | ADD, CHECK | DEL, GC | STATUS |
 //! |---|---|---|---|
 //! | is away | error 11 | success, with a note for its next start; else error 11 | error 51 |
 //! | is too slow, or the connection breaks | error 11 | error 11 | error 50 |
 //! | answers something else than expected | error 6 | error 6 | error 6 |
 //! | refuses | its code | its code | its code |
 //!
-//! GC leaves no note: the runtime asks again with a fresh list, and an agent that starts looks for itself. With the agent
-//! away no packet of any pod moves, hence 51 rather than 50.
+//! With the agent away no packet of any pod moves, hence 51 rather than 50.
 
 use serde_json::{Value, json};
 
@@ -53,7 +52,9 @@ fn answer(environment: &Environment, stdin: &[u8]) -> Result<Option<Value>, Erro
     let client = Client::new(config.socket.clone(), config.timeout).with_body_limit(BODY_LIMIT);
     let request = config.request(verb, environment)?;
     match ask(&client, verb, &request) {
-        Err(ClientError::Unreachable { .. }) if verb == Verb::Del => delete_later(&client, &request).map(|()| None),
+        Err(ClientError::Unreachable { .. }) if matches!(verb, Verb::Del | Verb::Gc) => {
+            do_later(&client, verb, &request).map(|()| None)
+        }
         Err(error) => Err(tell(verb, &error)),
         Ok(answer) => read_answer(verb, request.cni_version, &answer),
     }
@@ -71,20 +72,20 @@ fn ask(client: &Client, verb: Verb, request: &CniRequest) -> Result<Answer, Clie
 
 /// Leaves a note for the agent's next start, then tries once more: the agent may have started in between and read the
 /// folder before the note was there.
-fn delete_later(client: &Client, request: &CniRequest) -> Result<(), ErrorBody> {
+fn do_later(client: &Client, verb: Verb, request: &CniRequest) -> Result<(), ErrorBody> {
     let pending = PendingDels::beside(client.socket());
-    let note = pending.leave(request).map_err(|error| {
+    let note = pending.leave(verb, request).map_err(|error| {
         ErrorBody::new(
             ErrorCode::TRY_AGAIN_LATER,
-            format!("sluiced cannot be reached at {} and the DEL cannot be noted", client.socket().display()),
+            format!("sluiced cannot be reached at {} and the {verb:?} cannot be noted", client.socket().display()),
             error.to_string(),
         )
     })?;
-    match ask(client, Verb::Del, request) {
+    match ask(client, verb, request) {
         Err(ClientError::Unreachable { .. }) => Ok(()),
-        Err(error) => Err(tell(Verb::Del, &error)),
+        Err(error) => Err(tell(verb, &error)),
         Ok(answer) => {
-            read_answer(Verb::Del, request.cni_version, &answer)?;
+            read_answer(verb, request.cni_version, &answer)?;
             // A note that stays is worked off at the next start and finds nothing to do.
             let _ = pending.done(&note);
             Ok(())

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use sluice_cni::pending::PendingDels;
-use sluice_cni::protocol::CniRequest;
+use sluice_cni::protocol::{CniRequest, Verb};
 
 const ADDED: &str = r#"{
     "interfaces": [{"name": "sg0a1b2c", "mtu": 1450}, {"name": "eth0", "mac": "02:00:0a:f4:01:02", "sandbox": "/run/netns/a"}],
@@ -265,12 +265,10 @@ fn a_refusal_of_the_agent_is_printed_with_its_code() {
 }
 
 #[test]
-fn without_an_agent_add_check_and_gc_are_to_be_tried_again_and_status_says_why() {
+fn without_an_agent_add_and_check_are_to_be_tried_again_and_status_says_why() {
     let folder = nobody();
-    for command in ["ADD", "CHECK", "GC"] {
-        let plugin = Plugin::new(command, folder.path())
-            .set("prevResult", json!({}))
-            .set("cni.dev/valid-attachments", json!([]));
+    for command in ["ADD", "CHECK"] {
+        let plugin = Plugin::new(command, folder.path()).set("prevResult", json!({}));
         assert_eq!(plugin.run().error_code(), 11, "{command}");
     }
     assert_eq!(Plugin::new("STATUS", folder.path()).run().error_code(), 51);
@@ -291,6 +289,41 @@ fn a_del_without_an_agent_is_noted_for_its_next_start() {
     let noted = notes[0].request.as_ref().unwrap();
     assert_eq!((&*noted.container_id, &*noted.ifname), ("c0ffee", "eth0"));
     assert_eq!(noted.pod().unwrap().name, "web-0");
+}
+
+#[test]
+fn a_gc_without_an_agent_is_noted_for_its_next_start() {
+    let folder = nobody();
+    let keep = json!([{"containerID": "kept", "ifname": "eth0"}]);
+    for list in [json!([]), keep] {
+        let ran = Plugin::new("GC", folder.path()).set("cni.dev/valid-attachments", list).run();
+        assert_eq!((ran.code, &*ran.stdout), (0, ""));
+    }
+    let notes = PendingDels::beside(&folder.path().join("sluiced.sock")).notes().unwrap();
+    assert_eq!((notes.len(), notes[0].verb), (1, Verb::Gc));
+    assert_eq!(notes[0].request.as_ref().unwrap().valid_attachments().unwrap()[0].container_id, "kept");
+}
+
+#[test]
+fn the_plugin_stays_under_three_megabytes_of_memory() {
+    // It is looked at while it waits for an answer, with a result's worth of work behind it.
+    let agent = Agent::answering(|_| thread::sleep(Duration::from_millis(700)));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_sluice-cni"))
+        .env_clear()
+        .envs(Plugin::new("ADD", agent.folder.path()).environment)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let config = Plugin::new("ADD", agent.folder.path()).set("prevResult", json!("x".repeat(10_000))).config;
+    child.stdin.take().unwrap().write_all(config.to_string().as_bytes()).unwrap();
+    thread::sleep(Duration::from_millis(350));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    let kilobytes: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    child.wait().unwrap();
+    println!("peak resident set: {kilobytes} kB");
+    assert!(kilobytes < 3072, "{kilobytes} kB");
 }
 
 #[test]
