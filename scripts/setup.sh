@@ -22,6 +22,10 @@ ping iputils-ping
 iperf3 iperf3
 tcpdump tcpdump
 nft nftables
+containerd containerd
+ctr containerd
+runc runc
+busybox busybox-static
 ethtool ethtool
 /usr/bin/python3 python3
 /usr/lib/python3/dist-packages/scapy python3-scapy

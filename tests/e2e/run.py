@@ -17,6 +17,7 @@ import time
 sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+import cni  # noqa: E402
 from node_state import difference, inventory  # noqa: E402
 from small_cluster import SmallCluster, pod_manifest  # noqa: E402
 from namespaces import wait_until  # noqa: E402
@@ -265,7 +266,7 @@ def main():
         print(f"Missing in {options.bin_dir}: {', '.join(absent)}. `cargo build --workspace --bins` makes them.", file=sys.stderr)
         return 4
     signal.signal(signal.SIGTERM, raise_interrupt)
-    chosen = [(title, body) for title, body in TESTS if re.search(options.only, title)]
+    chosen = [(title, body) for title, body in [*TESTS, *cni.TESTS] if re.search(options.only, title)]
     passed = failed = 0
     for title, body in chosen:
         start = time.monotonic()

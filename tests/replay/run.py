@@ -15,7 +15,7 @@ sys.path.insert(0, HERE)
 TOPICS = (
     "overlay neighbours services changes affinity backends intake external policy netpol_suite reject tiers spoofing egress "
     "masquerade errors "
-    "checks size fragments flows limits host cli"
+    "checks size fragments flows limits host host_ports cli"
 ).split()
 
 

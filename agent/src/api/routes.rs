@@ -5,10 +5,11 @@
 
 use super::Agent;
 use super::report::{DEFAULT_FLOWS, FlowFilter, MAX_FLOWS, ObserveFilter, State as NodeState, StatusReport};
+use super::seat::Seat;
 use crate::metrics::{self, Sample};
 use axum::body::{Body, Bytes};
 use axum::extract::rejection::QueryRejection;
-use axum::extract::{DefaultBodyLimit, Query, State};
+use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -26,8 +27,8 @@ use tokio::sync::{Semaphore, watch};
 pub const BODY_LIMIT: usize = 1024 * 1024;
 /// Reads that run at once.
 pub(super) const READS: usize = 8;
-/// CNI calls that run at once.
-pub(super) const CNI_CALLS: usize = 16;
+/// CNI calls that wait at once: they are served together, so more of them cost little.
+pub(super) const CNI_CALLS: usize = 128;
 /// Readers of events at once.
 const OBSERVERS: usize = 16;
 /// Most events that are written together.
@@ -106,7 +107,7 @@ impl From<QueryRejection> for Refused {
 pub(super) fn socket(desk: Desk) -> Router {
     let verbs = [Verb::Add, Verb::Del, Verb::Check, Verb::Gc, Verb::Status];
     let cni = verbs.into_iter().fold(Router::new(), |router, verb| {
-        router.route(verb.path(), post(move |State(desk): State<Desk>, body: Body| cni(verb, desk, body)))
+        router.route(verb.path(), post(move |State(desk): State<Desk>, request: Request| cni(verb, desk, request)))
     });
     cni.route("/v1/status", get(|State(desk): State<Desk>| async move { desk.read(|a| a.status()).await }))
         .route("/v1/services", get(|State(desk): State<Desk>| async move { desk.read(|a| a.services()).await }))
@@ -183,7 +184,9 @@ async fn observe(
     Ok((head, Body::from_stream(lines)).into_response())
 }
 
-async fn cni(verb: Verb, desk: Desk, body: Body) -> Response {
+async fn cni(verb: Verb, desk: Desk, request: Request) -> Response {
+    let seat = request.extensions().get::<Seat>().cloned();
+    let body = request.into_body();
     let refuse = |status: StatusCode, code, msg: &str, details: String| {
         (status, Json(ErrorBody::new(code, msg, details))).into_response()
     };
@@ -198,6 +201,9 @@ async fn cni(verb: Verb, desk: Desk, body: Body) -> Response {
         }
         Ok(Ok(body)) => body,
     };
+    if let Some(seat) = seat {
+        seat.speaks();
+    }
     let request: CniRequest = match serde_json::from_slice(&body) {
         Ok(request) => request,
         Err(error) => {

@@ -2,15 +2,17 @@
 //!
 //! Source: RFC 9112 by way of hyper. Invariants: a client that says nothing, half of something or nonsense is cut after
 //! [`Limits::head`] and keeps nobody else waiting; a connection that does not stream ends after [`Limits::connection`];
-//! connections beyond [`CONNECTIONS`] per address wait in the kernel's queue. Workers never run here.
+//! where [`CONNECTIONS`] of an address are open, the one whose client has been silent longest is cut for a new one, and only
+//! where all are being served the new one waits. Workers never run here.
 
 use super::Agent;
 use super::endpoint::{EndpointError, Socket, bind_metrics};
 use super::routes::{self, CNI_CALLS, Desk, READS};
+use super::seat::{Seat, Silent};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Response, header};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -28,7 +30,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Semaphore, oneshot, watch};
 
 /// Connections that are served at once, for each of the two addresses.
-const CONNECTIONS: usize = 64;
+const CONNECTIONS: usize = 256;
 /// How long answers that are under way may take once the server is to end.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Pause after the kernel refused to give a connection (no descriptors left).
@@ -171,11 +173,12 @@ struct Hall {
     limits: Limits,
     ending: watch::Receiver<bool>,
     places: Arc<Semaphore>,
+    silent: Arc<Silent>,
 }
 
 impl Hall {
     fn new(router: Router, limits: Limits, ending: watch::Receiver<bool>) -> Hall {
-        Hall { router, limits, ending, places: Arc::new(Semaphore::new(CONNECTIONS)) }
+        Hall { router, limits, ending, places: Arc::new(Semaphore::new(CONNECTIONS)), silent: Arc::default() }
     }
 
     /// Takes connections for ever.
@@ -183,20 +186,25 @@ impl Hall {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        while let Ok(place) = self.places.clone().acquire_owned().await {
-            match next().await {
-                Ok(stream) => {
-                    let served = converse(stream, self.router.clone(), self.limits, self.ending.clone());
-                    tokio::spawn(async move {
-                        served.await;
-                        drop(place);
-                    });
-                }
+        loop {
+            let stream = match next().await {
+                Ok(stream) => stream,
                 Err(error) => {
                     tracing::warn!(%error, "cannot take a connection to the agent's API");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
                 }
+            };
+            if self.places.available_permits() == 0 {
+                self.silent.cut_longest();
             }
+            let Ok(place) = self.places.clone().acquire_owned().await else { return };
+            let seat = Seat::new(self.silent.clone());
+            let served = converse(stream, seat, self.router.clone(), self.limits, self.ending.clone());
+            tokio::spawn(async move {
+                served.await;
+                drop(place);
+            });
         }
     }
 
@@ -207,19 +215,29 @@ impl Hall {
 }
 
 /// Serves one connection to its end.
-async fn converse<S>(stream: S, router: Router, limits: Limits, mut ending: watch::Receiver<bool>)
+async fn converse<S>(stream: S, seat: Seat, router: Router, limits: Limits, mut ending: watch::Receiver<bool>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let streams = Arc::new(AtomicBool::new(false));
     let router = TowerToHyperService::new(router);
     let noted = streams.clone();
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (answer, noted) = (hyper::service::Service::call(&router, request), noted.clone());
+    let served = seat.clone();
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        // A request with a body is one once the body is there.
+        if request.body().is_end_stream() {
+            served.speaks();
+        }
+        request.extensions_mut().insert(served.clone());
+        let (answer, noted, served) = (hyper::service::Service::call(&router, request), noted.clone(), served.clone());
         async move {
             let answer: Response<Body> = answer.await?;
             let kind = answer.headers().get(header::CONTENT_TYPE);
-            noted.store(kind.is_some_and(|kind| kind == routes::STREAM_TYPE), Ordering::Relaxed);
+            let streams = kind.is_some_and(|kind| kind == routes::STREAM_TYPE);
+            noted.store(streams, Ordering::Relaxed);
+            if !streams {
+                served.falls_silent();
+            }
             Ok::<_, Infallible>(answer)
         }
     });
@@ -235,6 +253,7 @@ where
         tokio::select! {
             // Whatever went wrong is the client's: it has been cut, and others do not notice.
             _ = connection.as_mut() => return,
+            () = seat.cut() => return,
             () = deadline.as_mut(), if !overdue => {
                 overdue = true;
                 if !streams.load(Ordering::Relaxed) {

@@ -3,8 +3,11 @@
 //! Written whole to a temporary file, synced and renamed, before the answer goes out; so a crash at any time leaves either the
 //! old list or the new one.
 
+use super::capabilities::Bandwidth;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use sluice_ctrl::compile::PortMapping;
+use sluice_ctrl::model::NamespacedName;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::IpAddr;
@@ -34,6 +37,19 @@ pub struct Attachment {
     /// Our end of the pod's veth pair; none where the interface is a TAP device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub veth: Option<String>,
+    /// Ports of the node that the runtime asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mappings: Vec<PortMapping>,
+    /// Rates that the runtime asked for.
+    #[serde(default)]
+    pub bandwidth: Bandwidth,
+}
+
+impl Attachment {
+    /// The pod.
+    pub fn pod(&self) -> NamespacedName {
+        NamespacedName::new(&self.namespace, &self.name)
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -88,6 +104,11 @@ impl Attachments {
         self.list.get(container)
     }
 
+    /// The one behind a port number.
+    pub fn by_port(&self, port: u16) -> Option<&Attachment> {
+        self.list.values().find(|a| a.port == port)
+    }
+
     /// The newest one of a pod.
     pub fn of_pod(&self, namespace: &str, name: &str) -> Option<&Attachment> {
         self.list.values().find(|a| a.namespace == namespace && a.name == name)
@@ -105,19 +126,20 @@ impl Attachments {
         None
     }
 
-    /// Adds or replaces one and writes the file.
-    pub fn insert(&mut self, attachment: Attachment) -> Result<()> {
-        self.list.insert(attachment.container.clone(), attachment);
-        self.save()
+    /// Adds or replaces some and writes the file once.
+    pub fn insert_all(&mut self, attachments: impl IntoIterator<Item = Attachment>) -> Result<()> {
+        let before = self.list.clone();
+        self.list.extend(attachments.into_iter().map(|a| (a.container.clone(), a)));
+        if self.list == before {
+            return Ok(());
+        }
+        self.save().inspect_err(|_| self.list = before)
     }
 
-    /// Removes one and writes the file.
-    pub fn remove(&mut self, container: &str) -> Result<Option<Attachment>> {
-        let gone = self.list.remove(container);
-        if gone.is_some() {
-            self.save()?;
-        }
-        Ok(gone)
+    /// Removes some and writes the file once; those that are not there are fine.
+    pub fn remove_all<'a>(&mut self, containers: impl IntoIterator<Item = &'a str>) -> Result<()> {
+        let gone = containers.into_iter().filter_map(|container| self.list.remove(container)).count();
+        if gone > 0 { self.save() } else { Ok(()) }
     }
 
     fn save(&self) -> Result<()> {
@@ -159,6 +181,8 @@ mod tests {
             addresses: vec!["10.244.1.5".parse().unwrap()],
             mac: [2, 0, 10, 244, 1, 5],
             veth: None,
+            mappings: Vec::new(),
+            bandwidth: Bandwidth::default(),
         }
     }
 
@@ -167,7 +191,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut list = Attachments::open(dir.path(), 2).unwrap();
         let port = list.free_port(2).unwrap();
-        list.insert(attachment("c1", port)).unwrap();
+        list.insert_all([attachment("c1", port)]).unwrap();
         let again = Attachments::open(dir.path(), 2).unwrap();
         assert_eq!(again.get("c1"), list.get("c1"));
         assert_eq!(again.of_pod("shop", "web-0").map(|a| a.port), Some(2));
@@ -178,7 +202,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut list = Attachments::open(dir.path(), 2).unwrap();
         assert_eq!((list.free_port(2), list.free_port(2)), (Some(2), Some(3)));
-        list.insert(attachment("c1", 4)).unwrap();
+        list.insert_all([attachment("c1", 4)]).unwrap();
         assert_eq!(list.free_port(2), Some(5));
     }
 

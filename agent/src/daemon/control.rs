@@ -5,23 +5,26 @@ use super::attachments::Attachments;
 use super::host::{self, Notes};
 use super::observe::Observers;
 use super::workers::Handle;
+use crate::api::problem::Problem;
 use crate::metrics::Histogram;
 use crate::settings;
 use anyhow::Result;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use serde_json::Value;
 use sluice_afxdp::{Program, Steering as ProgramSteering, Umem};
+use sluice_cni::protocol::{CniRequest, ErrorBody, Verb};
 use sluice_ctrl::compile::{Knobs, LocalView};
 use sluice_ctrl::config::Config;
 use sluice_ctrl::import::{Defaults, Importer, Invalid};
-use sluice_ctrl::ipam::{Ipam, node_pools};
+use sluice_ctrl::ipam::{Ipam, all_pools};
 use sluice_ctrl::model::standalone::Standalone;
-use sluice_ctrl::model::{Cluster, Family};
+use sluice_ctrl::model::{Cluster, Family, NamespacedName, PoolUse};
 use sluice_ctrl::publish::Publisher;
 use sluice_ctrl::source::Snapshot;
-use sluice_engine::Shared;
+use sluice_engine::{Rate, Shared};
 use sluice_hostnet::Netns;
 use sluice_port::{FramePool, PoolCache};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -30,6 +33,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const TICK: Duration = Duration::from_millis(100);
 /// Longest wait for all workers to take up new tables.
 const APPLY: Duration = Duration::from_secs(2);
+/// How often leases and ports are compared with the pods that exist.
+const RECONCILE: Duration = Duration::from_secs(60);
 
 /// Work for the control thread.
 pub enum Message {
@@ -37,10 +42,19 @@ pub enum Message {
     Objects(Snapshot, Instant),
     /// The kernel's neighbours, addresses or routes may have changed.
     Machine,
+    /// A request of the CNI plugin.
+    Cni(CniCall),
     /// Do this with the state.
     Do(Box<dyn FnOnce(&mut Control) + Send>),
     /// End; pods and flows stay for the next start.
     Stop,
+}
+
+/// A request of the CNI plugin, and where its answer goes.
+pub struct CniCall {
+    pub(crate) verb: Verb,
+    pub(crate) request: CniRequest,
+    pub(crate) reply: Sender<Result<Value, ErrorBody>>,
 }
 
 /// A way to the control thread for everybody else.
@@ -67,6 +81,14 @@ impl Link {
             let _ = reply.send(work(control));
         }));
         self.sender.send(message).ok()?;
+        answer.recv().ok()
+    }
+
+    /// Has a CNI request served and waits for the answer; `None` if the control thread is gone. Requests that wait are
+    /// served together.
+    pub fn cni(&self, verb: Verb, request: CniRequest) -> Option<Result<Value, ErrorBody>> {
+        let (reply, answer) = bounded(1);
+        self.sender.send(Message::Cni(CniCall { verb, request, reply })).ok()?;
         answer.recv().ok()
     }
 }
@@ -129,6 +151,19 @@ pub struct Control {
     pub started: Instant,
     /// The node's own Node object was seen and its host port is up.
     pub host_ready: bool,
+    /// What the host was told to send to us.
+    redirects: BTreeSet<sluice_ctrl::compile::Redirect>,
+    /// Why the uplink was put back; it is not ours for now.
+    pub put_back: Option<String>,
+    /// The container runtime was given our configuration, or cannot be.
+    pub cni_installed: bool,
+    /// Rates that workers hold ports to, towards the pod and from it.
+    pub limits: BTreeMap<u16, [Option<Rate>; 2]>,
+    /// What could not be read of the rates that pods ask for.
+    pub limit_problems: Vec<Problem>,
+    /// Why the last ADD of a pod was refused.
+    pub refusals: BTreeMap<NamespacedName, String>,
+    reconciled: Instant,
     solicited: Instant,
     /// Tables have just come to want neighbours.
     solicit_now: bool,
@@ -188,6 +223,13 @@ impl Control {
             last_sync: 0.0,
             started: parts.started,
             host_ready: false,
+            redirects: BTreeSet::new(),
+            put_back: None,
+            cni_installed: false,
+            limits: BTreeMap::new(),
+            limit_problems: Vec::new(),
+            refusals: BTreeMap::new(),
+            reconciled: parts.started,
             solicited: parts.started,
             solicit_now: false,
         }
@@ -195,21 +237,49 @@ impl Control {
 
     /// Runs until told to stop.
     pub fn run(&mut self, inbox: &Receiver<Message>) {
+        let mut next = None;
         loop {
-            match inbox.recv_timeout(TICK) {
+            match next.take().map_or_else(|| inbox.recv_timeout(TICK), Ok) {
                 Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(Message::Objects(snapshot, since)) => {
                     self.snapshot = snapshot;
                     self.import();
                     self.apply(since);
+                    self.limit_pods();
                 }
                 Ok(Message::Machine) => self.look_at_machine(),
+                Ok(Message::Cni(first)) => {
+                    let mut calls = vec![first];
+                    while let Ok(message) = inbox.try_recv() {
+                        match message {
+                            Message::Cni(call) => calls.push(call),
+                            other => {
+                                next = Some(other);
+                                break;
+                            }
+                        }
+                    }
+                    self.cni_all(calls);
+                }
                 Ok(Message::Do(work)) => work(self),
                 Err(RecvTimeoutError::Timeout) => {}
             }
+            self.look_after_pods();
+            self.install_cni();
             self.resolve_wanted();
             self.publisher.collect();
             self.observers.prune(&self.workers);
+        }
+    }
+
+    /// Now and then gives back what pods left that went without a DEL.
+    fn look_after_pods(&mut self) {
+        if self.reconciled.elapsed() < RECONCILE {
+            return;
+        }
+        self.reconciled = Instant::now();
+        if let Err(error) = self.reconcile() {
+            tracing::error!("cannot give back what a lost pod left: {error:#}");
         }
     }
 
@@ -225,9 +295,7 @@ impl Control {
             self.importer.build(&self.snapshot.objects, &Defaults { standalone: Some(standalone) });
         self.cluster = cluster;
         self.invalid = invalid;
-        if let Some(node) = self.cluster.nodes.get(&self.config.node) {
-            self.ipam.set_pools(node_pools(&node.pod_cidrs));
-        }
+        self.ipam.set_pools(all_pools(&self.cluster, &self.config.node));
     }
 
     /// Cluster and view to tables, and waits until every worker runs on them. On an error the last good tables stand.
@@ -243,6 +311,7 @@ impl Control {
         self.compile_problem = None;
         settings::ensure_spaces(&self.shared, &compiled.tables);
         self.steer(&compiled.steering);
+        self.redirect(&compiled.redirects);
         // Asked for at once, not at the next second: the first packet would wait for it.
         self.solicit_now = !compiled.wanted_neighbours.is_empty();
         let generation = self.publisher.publish(compiled);
@@ -270,7 +339,7 @@ impl Control {
     /// Tells the uplink's XDP program what is ours.
     fn steer(&mut self, steering: &sluice_ctrl::compile::Steering) {
         let Some(program) = &mut self.program else { return };
-        let list = |set: &std::collections::BTreeSet<IpAddr>| set.iter().copied().collect::<Vec<_>>();
+        let list = |set: &BTreeSet<IpAddr>| set.iter().copied().collect::<Vec<_>>();
         let ports: Vec<(u8, u16)> = steering.node_ports.iter().map(|(_, protocol, port)| (*protocol, *port)).collect();
         let done = program
             .set_config(ProgramSteering {
@@ -287,12 +356,46 @@ impl Control {
         }
     }
 
+    /// Tells the host which of its own ports are ours.
+    fn redirect(&mut self, wanted: &BTreeSet<sluice_ctrl::compile::Redirect>) {
+        if self.redirects != *wanted && self.put_back.is_none() {
+            self.set_redirects(wanted);
+        }
+    }
+
+    /// Makes these the host's redirects.
+    pub fn set_redirects(&mut self, wanted: &BTreeSet<sluice_ctrl::compile::Redirect>) {
+        let make = |r: &sluice_ctrl::compile::Redirect| sluice_hostnet::Redirect {
+            address: r.address,
+            protocol: r.protocol,
+            port: r.port,
+            to: r.to,
+        };
+        let all = wanted.iter().map(make).collect();
+        const ABOUT: &str = "ports of the node, from the node itself";
+        self.machine_problems.retain(|p| !p.starts_with(ABOUT));
+        match sluice_hostnet::set_redirects(&self.netns, &self.config.ports.host.interface, &all) {
+            Ok(()) => self.redirects.clone_from(wanted),
+            Err(error) => {
+                tracing::error!(%error, "the host itself cannot reach its NodePorts and host ports");
+                self.machine_problems.push(format!("{ABOUT}: {error}"));
+            }
+        }
+    }
+
     /// Gives the host port its addresses and routes as soon as the node's podCIDRs are known, and when they change.
     fn prepare_host(&mut self) {
+        if self.put_back.is_some() {
+            return;
+        }
         let Some(node) = self.cluster.nodes.get(&self.config.node) else { return };
         let overlay: Vec<IpAddr> = [Family::V4, Family::V6].iter().filter_map(|f| node.overlay_address(*f)).collect();
         let mut ranges = self.config.cidrs.pods.clone();
         ranges.extend(self.config.cidrs.services.iter().copied());
+        let pools = self.cluster.ip_pools.values().filter(|pool| pool.usage == PoolUse::Pods);
+        ranges.extend(pools.flat_map(|pool| pool.cidrs.iter().copied()));
+        ranges.sort_unstable();
+        ranges.dedup();
         let mtu = self.pod_mtu();
         let name = self.config.ports.host.interface.clone();
         match host::configure_host_port(&self.netns, &name, &overlay, &ranges, mtu) {

@@ -30,6 +30,9 @@ pub struct Found {
     pub reserved_ports: Option<String>,
     /// The host port's interface, ours to remove.
     pub host_interface: Option<String>,
+    /// What was put there for the container runtime.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cni: Option<super::install::Installed>,
 }
 
 /// The note of what to put back.
@@ -96,6 +99,13 @@ pub fn configure_host_port(ns: &Netns, name: &str, overlay: &[IpAddr], ranges: &
     let wanted = HostInterface { name, mac, mtu: u32::from(mtu), addresses: overlay, routes: ranges, exclude: &[] };
     sluice_hostnet::configure_host(ns, &wanted)?;
     Ok(mac)
+}
+
+/// Takes the host port's addresses and routes away: the host reaches nothing through it any more.
+pub fn silence_host_port(ns: &Netns, name: &str) -> Result<()> {
+    let mac = sluice_hostnet::interface(ns, name)?.map_or([2, 0, 0, 0, 0, 1], |found| found.mac);
+    let nothing = HostInterface { name, mac, mtu: 1500, addresses: &[], routes: &[], exclude: &[] };
+    Ok(sluice_hostnet::configure_host(ns, &nothing)?)
 }
 
 /// The kernel's usable neighbours on the uplink.

@@ -8,10 +8,16 @@
 //! ```
 
 pub mod attachments;
+pub mod capabilities;
 pub mod control;
+pub mod guard;
 pub mod host;
+pub mod install;
+pub mod limits;
 pub mod observe;
+pub mod plug;
 pub mod pods;
 pub mod reports;
 pub mod start;
+pub mod uplink;
 pub mod workers;

@@ -1,48 +1,85 @@
 //! Pods come and go: the CNI verbs on the control thread.
 //!
-//! ADD: interface in the pod ─▶ rules published and applied by every worker ─▶ queue attached ─▶ noted on disk ─▶ answer. No
-//! packet of a new pod passes unfiltered: its port is polled only after its rules are in force. DEL is the reverse and may be
-//! repeated. Source: CNI specification 1.1.0.
+//! Calls that wait are served together: one write of leases, one of attachments, interfaces made side by side, one
+//! compilation, one publication. ADD: lease and note on disk ─▶ interface in the pod ─▶ rules published and applied by every
+//! worker ─▶ queue attached ─▶ answer. No packet of a new pod passes unfiltered: its port is polled only after its rules are
+//! in force. DEL is the reverse and may be repeated. Source: CNI specification 1.1.0.
 
 use super::attachments::Attachment;
-use super::control::Control;
-use anyhow::{Context, Result, anyhow};
+use super::capabilities::{self, Asked};
+use super::control::{CniCall, Control};
+use crate::api::problem::Problem;
 use serde_json::{Value, json};
-use sluice_afxdp::{AttachMode, Program, QueueOptions, XskQueue};
 use sluice_cni::prefix::Prefix;
 use sluice_cni::protocol::{AddResult, CniRequest, ErrorBody, ErrorCode, Interface, IpConfig, Route, Verb};
-use sluice_ctrl::compile::{LocalPod, derived_mac};
-use sluice_ctrl::config::PodDriver;
-use sluice_ctrl::ipam::{IpamError, Request};
+use sluice_ctrl::compile::derived_mac;
+use sluice_ctrl::config::{PodDriver, Source};
+use sluice_ctrl::ipam::{self, Choice, IpamError, Request};
 use sluice_ctrl::model::NamespacedName;
-use sluice_hostnet::{Netns, PodInterface};
-use sluice_port::Queue;
-use sluice_tap::{Namespace, TapOptions, TapQueue};
-use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use sluice_hostnet::{GATEWAY_V4, GATEWAY_V6, Netns};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Annotation of a Pod: `tap` or `af_xdp`, in place of `ports.pods.driver`.
 pub const DRIVER_ANNOTATION: &str = "sluicegate.dev/port-driver";
 /// Port number of the first pod.
 pub const FIRST_POD_PORT: u16 = 2;
-const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
-const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+/// Namespace of containers that a runtime gives no pod's name.
+pub const BARE_NAMESPACE: &str = "cni";
+/// Pods whose refused ADD is remembered for the status.
+const REFUSALS: usize = 64;
 
 fn refuse(code: ErrorCode, message: impl Into<String>, details: impl ToString) -> ErrorBody {
     ErrorBody::new(code, message, details.to_string())
+}
+
+/// A pod that was let in and has no port yet.
+struct Newcomer<'a> {
+    at: usize,
+    name: NamespacedName,
+    request: &'a CniRequest,
+    ns: Netns,
+    asked: Asked,
+    choice: Choice,
+    fixed: Vec<IpAddr>,
 }
 
 impl Control {
     /// Serves one CNI request.
     pub fn cni(&mut self, verb: Verb, request: &CniRequest) -> Result<Value, ErrorBody> {
         match verb {
-            Verb::Add => self.cni_add(request),
-            Verb::Del => self.cni_del(request),
+            Verb::Add => self.cni_add(&[request]).pop().unwrap_or_else(|| Ok(json!({}))),
+            Verb::Del => self.cni_del(&[request]).pop().unwrap_or_else(|| Ok(json!({}))),
             Verb::Check => self.cni_check(request),
             Verb::Gc => self.cni_gc(request),
             Verb::Status => self.cni_status(),
+        }
+    }
+
+    /// Serves requests that wait, in their order; neighbours of one verb together.
+    pub fn cni_all(&mut self, calls: Vec<CniCall>) {
+        let mut calls = calls.into_iter().peekable();
+        while let Some(first) = calls.next() {
+            let mut pods = BTreeSet::from([key(&first.request)]);
+            let mut run = vec![first];
+            let together = |verb| matches!(verb, Verb::Add | Verb::Del);
+            while let Some(next) =
+                calls.next_if(|c| together(c.verb) && c.verb == run[0].verb && pods.insert(key(&c.request)))
+            {
+                run.push(next);
+            }
+            let requests: Vec<&CniRequest> = run.iter().map(|call| &call.request).collect();
+            let answers = match run[0].verb {
+                Verb::Add => self.cni_add(&requests),
+                Verb::Del => self.cni_del(&requests),
+                verb => requests.iter().map(|request| self.cni(verb, request)).collect(),
+            };
+            for (call, answer) in run.into_iter().zip(answers) {
+                // Whoever asked may be gone.
+                let _ = call.reply.send(answer);
+            }
         }
     }
 
@@ -58,6 +95,9 @@ impl Control {
         if let Some(problem) = &self.compile_problem {
             return Some(problem.clone());
         }
+        if let Some(why) = &self.put_back {
+            return Some(format!("the uplink is put back: {why}"));
+        }
         if !self.cluster.nodes.contains_key(&self.config.node) {
             return Some(format!("node {:?} is not in the cluster yet", self.config.node));
         }
@@ -70,8 +110,50 @@ impl Control {
         None
     }
 
-    fn cni_add(&mut self, request: &CniRequest) -> Result<Value, ErrorBody> {
-        let Some(pod) = request.pod() else {
+    /// ADD for several pods, no two alike; one that fails costs only itself.
+    fn cni_add(&mut self, requests: &[&CniRequest]) -> Vec<Result<Value, ErrorBody>> {
+        let mut answers: Vec<Option<Result<Value, ErrorBody>>> = vec![None; requests.len()];
+        let mut newcomers = Vec::new();
+        for (at, request) in requests.iter().enumerate() {
+            match self.admit(at, request) {
+                Ok(Admitted::Known(attachment)) => answers[at] = Some(Ok(self.answer(&attachment))),
+                Ok(Admitted::New(newcomer)) => newcomers.push(*newcomer),
+                Err(error) => answers[at] = Some(Err(error)),
+            }
+        }
+        self.make_room(&newcomers, &mut answers);
+        newcomers.retain(|n| answers[n.at].is_none());
+        let attachments = self.lease_and_note(&newcomers, &mut answers);
+        let wanted: Vec<_> = newcomers.iter().filter_map(|n| Some((attachments.get(&n.at)?.clone(), &n.ns))).collect();
+        let plugged = self.plug_all(&wanted);
+        let mut failed = Vec::new();
+        let at = newcomers.iter().filter(|n| attachments.contains_key(&n.at)).map(|n| n.at);
+        for (at, ((attachment, _), done)) in at.zip(wanted.iter().zip(plugged)) {
+            answers[at] = Some(match done {
+                Ok(()) => Ok(self.answer(attachment)),
+                Err(error) => {
+                    let (pod, message) = (attachment.pod(), format!("{error:#}"));
+                    tracing::error!(%pod, "cannot attach: {message}");
+                    failed.push(attachment.clone());
+                    Err(refuse(ErrorCode::IO, format!("cannot give {pod} its port"), message))
+                }
+            });
+        }
+        if !failed.is_empty() {
+            for error in self.detach_all(&failed).into_iter().filter_map(Result::err) {
+                tracing::error!("cannot undo a failed ADD: {error:#}");
+            }
+        }
+        let answers = answers.into_iter().map(|a| a.unwrap_or_else(|| Ok(json!({}))));
+        let answers: Vec<_> = answers.collect();
+        for (request, answer) in requests.iter().zip(&answers) {
+            self.remember_refusal(request, answer.as_ref().err());
+        }
+        answers
+    }
+
+    fn admit<'a>(&mut self, at: usize, request: &'a CniRequest) -> Result<Admitted<'a>, ErrorBody> {
+        let Some(name) = self.name_of(request) else {
             return Err(refuse(
                 ErrorCode::INVALID_ENVIRONMENT,
                 "CNI_ARGS names no pod",
@@ -79,151 +161,163 @@ impl Control {
             ));
         };
         if request.container_id.is_empty() || request.netns.is_empty() || request.ifname.is_empty() {
-            return Err(refuse(
-                ErrorCode::INVALID_ENVIRONMENT,
-                "CNI_CONTAINERID, CNI_NETNS and CNI_IFNAME are needed",
-                "",
-            ));
+            let message = "CNI_CONTAINERID, CNI_NETNS and CNI_IFNAME are needed";
+            return Err(refuse(ErrorCode::INVALID_ENVIRONMENT, message, ""));
         }
         if let Some(why) = self.not_ready() {
             return Err(refuse(ErrorCode::TRY_AGAIN_LATER, "the node is not ready for pods", why));
         }
-        let name = NamespacedName::new(pod.namespace, pod.name);
+        let asked = capabilities::read(&request.config)
+            .map_err(|why| refuse(ErrorCode::INVALID_CONFIG, "the network configuration does not hold", why))?;
+        if self.config.source == Source::Kubernetes && !self.cluster.pods.contains_key(&name) {
+            let why = "the API server has not shown it yet";
+            return Err(refuse(ErrorCode::TRY_AGAIN_LATER, format!("pod {name} is not known"), why));
+        }
         let ns = Netns::open(Path::new(&request.netns))
             .map_err(|e| refuse(ErrorCode::INVALID_ENVIRONMENT, "cannot open CNI_NETNS", e))?;
-        if let Some(known) = self.attachments.get(&request.container_id).cloned() {
-            if known.netns_inode == ns.inode() && self.view.pods.contains_key(&name) {
-                return Ok(self.answer(&known));
+        if let Some(known) = self.attachments.get(&request.container_id)
+            && known.netns_inode == ns.inode()
+            && known.pod() == name
+            && self.view.pods.contains_key(&name)
+        {
+            return Ok(Admitted::Known(Box::new(known.clone())));
+        }
+        let mut choice = ipam::choose(&self.cluster, &self.config.node, &name)
+            .map_err(|why| refuse(ErrorCode::INVALID_CONFIG, format!("no address for {name}"), why))?;
+        if !asked.addresses.is_empty() {
+            choice.addresses.clone_from(&asked.addresses);
+        }
+        let fixed = self.snapshot_addresses(&name).unwrap_or_default();
+        Ok(Admitted::New(Box::new(Newcomer { at, name, request, ns, asked, choice, fixed })))
+    }
+
+    /// Takes away what newcomers replace: a container's port in another namespace, and a pod's older sandbox that was
+    /// replaced without a DEL (the newest one is the pod).
+    fn make_room(&mut self, newcomers: &[Newcomer<'_>], answers: &mut [Option<Result<Value, ErrorBody>>]) {
+        let mut old: BTreeMap<String, (usize, Attachment)> = BTreeMap::new();
+        for newcomer in newcomers {
+            let of_container = self.attachments.get(&newcomer.request.container_id);
+            let of_pod = self.attachments.of_pod(&newcomer.name.namespace, &newcomer.name.name);
+            for known in of_container.into_iter().chain(of_pod) {
+                tracing::info!(pod = %newcomer.name, old = known.container, "the pod has a new sandbox");
+                old.insert(known.container.clone(), (newcomer.at, known.clone()));
             }
-            self.detach(&known)
-                .map_err(|e| refuse(ErrorCode::IO, "cannot replace the pod's port", format!("{e:#}")))?;
         }
-        // A sandbox that was replaced without a DEL: the newest one is the pod.
-        if let Some(old) = self.attachments.of_pod(pod.namespace, pod.name).cloned() {
-            tracing::info!(pod = %name, old = old.container, "the pod has a new sandbox");
-            self.detach(&old)
-                .map_err(|e| refuse(ErrorCode::IO, "cannot remove the pod's old port", format!("{e:#}")))?;
-        }
-        let addresses = self.lease(&name, &request.container_id)?;
-        match self.attach(&name, request, &ns, addresses) {
-            Ok(attachment) => Ok(self.answer(&attachment)),
-            Err(error) => {
-                let message = format!("{error:#}");
-                tracing::error!(pod = %name, "cannot attach: {message}");
-                if let Err(error) = self.ipam.release(&request.container_id, Self::wall_seconds()) {
-                    tracing::error!(%error, "cannot give the address back");
-                }
-                Err(refuse(ErrorCode::IO, format!("cannot give {name} its port"), message))
+        let (at, gone): (Vec<usize>, Vec<Attachment>) = old.into_values().unzip();
+        for (at, done) in at.into_iter().zip(self.detach_all(&gone)) {
+            if let Err(error) = done {
+                answers[at] =
+                    Some(Err(refuse(ErrorCode::IO, "cannot remove the pod's old port", format!("{error:#}"))));
             }
         }
     }
 
-    /// Addresses for a pod: those its object carries, else leased ones.
-    fn lease(&mut self, name: &NamespacedName, container: &str) -> Result<Vec<IpAddr>, ErrorBody> {
-        let fixed: Vec<IpAddr> = self.snapshot_addresses(name).unwrap_or_default();
-        let reserved: BTreeSet<IpAddr> = self
-            .cluster
-            .pods
-            .values()
-            .filter(|p| p.name != *name && !p.host_network)
-            .flat_map(|p| p.addresses.iter().copied())
-            .collect();
-        let request = Request { pod: name, container, fixed: &fixed, reserved: &reserved };
-        self.ipam.add(&request, Self::wall_seconds()).map_err(|error| {
-            let code = match error {
-                IpamError::Exhausted { .. } | IpamError::NoPools => ErrorCode::TRY_AGAIN_LATER,
-                _ => ErrorCode::IO,
-            };
-            refuse(code, format!("no address for {name}"), error)
-        })
-    }
-
-    /// `status.podIPs` of the pod's object, not counting what a lease has filled in.
-    fn snapshot_addresses(&self, name: &NamespacedName) -> Option<Vec<IpAddr>> {
-        let pod = self.cluster.pods.get(name)?;
-        let leased = self.ipam.addresses_by_pod();
-        if leased.get(name) == Some(&pod.addresses) { None } else { Some(pod.addresses.clone()) }
-    }
-
-    fn attach(
+    /// Leases and attachments of newcomers, on disk before anything else is done; by the place of the request.
+    fn lease_and_note(
         &mut self,
-        name: &NamespacedName,
-        request: &CniRequest,
-        ns: &Netns,
-        addresses: Vec<IpAddr>,
-    ) -> Result<Attachment> {
-        let mac = derived_mac(&addresses).ok_or_else(|| anyhow!("the pod has no address"))?;
-        let port = self.attachments.free_port(FIRST_POD_PORT).ok_or_else(|| anyhow!("no port number is free"))?;
-        let attachment = Attachment {
+        newcomers: &[Newcomer<'_>],
+        answers: &mut [Option<Result<Value, ErrorBody>>],
+    ) -> BTreeMap<usize, Attachment> {
+        let names: BTreeSet<&NamespacedName> = newcomers.iter().map(|n| &n.name).collect();
+        let others = self.cluster.pods.values().filter(|p| !names.contains(&p.name) && !p.host_network);
+        let mut reserved: BTreeSet<IpAddr> = others.flat_map(|p| p.addresses.iter().copied()).collect();
+        reserved.extend(newcomers.iter().flat_map(|n| n.fixed.iter().copied()));
+        let requests: Vec<Request<'_>> = newcomers
+            .iter()
+            .map(|n| Request {
+                pod: &n.name,
+                container: &n.request.container_id,
+                fixed: &n.fixed,
+                wanted: &n.choice.addresses,
+                pools: &n.choice.pools,
+                reserved: &reserved,
+            })
+            .collect();
+        let mut made = BTreeMap::new();
+        let given = match self.ipam.add_all(&requests, Self::wall_seconds()) {
+            Ok(given) => given,
+            Err(error) => {
+                let message = error.to_string();
+                for n in newcomers {
+                    answers[n.at] = Some(Err(refuse(ErrorCode::IO, format!("no address for {}", n.name), &message)));
+                }
+                return made;
+            }
+        };
+        let mut unused = Vec::new();
+        for (newcomer, given) in newcomers.iter().zip(given) {
+            let attachment = match given {
+                Ok(addresses) => self.attachment(newcomer, addresses).inspect_err(|_| {
+                    unused.push(newcomer.request.container_id.as_str());
+                }),
+                Err(error) => {
+                    let code = match error {
+                        IpamError::Unusable { .. } => ErrorCode::INVALID_CONFIG,
+                        IpamError::File { .. } | IpamError::Unreadable { .. } | IpamError::OtherPod { .. } => {
+                            ErrorCode::IO
+                        }
+                        _ => ErrorCode::TRY_AGAIN_LATER,
+                    };
+                    Err(refuse(code, format!("no address for {}", newcomer.name), error))
+                }
+            };
+            match attachment {
+                Ok(attachment) => drop(made.insert(newcomer.at, attachment)),
+                Err(error) => answers[newcomer.at] = Some(Err(error)),
+            }
+        }
+        // Noted before anything is made: whatever happens from here on, the next start or DEL finds it.
+        if let Err(error) = self.attachments.insert_all(made.values().cloned()) {
+            unused
+                .extend(newcomers.iter().filter(|n| made.contains_key(&n.at)).map(|n| n.request.container_id.as_str()));
+            for at in std::mem::take(&mut made).into_keys() {
+                answers[at] = Some(Err(refuse(ErrorCode::IO, "cannot note the pod's port", format!("{error:#}"))));
+            }
+        }
+        if let Err(error) = self.ipam.release_all(unused, Self::wall_seconds()) {
+            tracing::error!(%error, "cannot give an address back");
+        }
+        made
+    }
+
+    fn attachment(&mut self, newcomer: &Newcomer<'_>, addresses: Vec<IpAddr>) -> Result<Attachment, ErrorBody> {
+        let Newcomer { name, request, asked, .. } = newcomer;
+        let mac = asked.mac.or_else(|| derived_mac(&addresses));
+        let mac = mac.ok_or_else(|| refuse(ErrorCode::IO, format!("{name} has no address"), ""))?;
+        let port = self.attachments.free_port(FIRST_POD_PORT);
+        let port = port.ok_or_else(|| refuse(ErrorCode::TRY_AGAIN_LATER, "no port number is free", ""))?;
+        Ok(Attachment {
             namespace: name.namespace.clone(),
             name: name.name.clone(),
             container: request.container_id.clone(),
             ifname: request.ifname.clone(),
             netns: request.netns.clone().into(),
-            netns_inode: ns.inode(),
+            netns_inode: newcomer.ns.inode(),
             port,
             addresses,
             mac,
             veth: self.wants_veth(name).then(|| format!("sluice-p{port}")),
-        };
-        // Noted first: whatever happens from here on, the next start or DEL finds what was made.
-        self.attachments.insert(attachment.clone())?;
-        match self.plug(&attachment, ns) {
-            Ok(()) => Ok(attachment),
-            Err(error) => {
-                if let Err(error) = self.detach(&attachment) {
-                    tracing::error!("cannot undo a failed ADD: {error:#}");
-                }
-                Err(error)
-            }
+            mappings: asked.mappings.clone(),
+            bandwidth: asked.bandwidth,
+        })
+    }
+
+    /// The pod that a request is about. A runtime that knows no pods names a container only: without an API server it is a
+    /// pod without an object, by that name.
+    fn name_of(&self, request: &CniRequest) -> Option<NamespacedName> {
+        let named = request.args.keys().any(|key| key.starts_with("K8S_POD_NA"));
+        match request.pod() {
+            Some(pod) => Some(NamespacedName::new(pod.namespace, pod.name)),
+            None if named || self.config.source == Source::Kubernetes || request.container_id.is_empty() => None,
+            None => Some(NamespacedName::new(BARE_NAMESPACE, &request.container_id)),
         }
     }
 
-    /// Makes (or finds again) a pod's interface, publishes its rules, and begins to poll its port.
-    pub fn plug(&mut self, attachment: &Attachment, ns: &Netns) -> Result<()> {
-        let name = NamespacedName::new(&attachment.namespace, &attachment.name);
-        let tap = match &attachment.veth {
-            None => Some(TapQueue::open(&TapOptions::new(&attachment.ifname).within(Namespace::Fd(ns.as_fd())))?),
-            Some(host) => {
-                if sluice_hostnet::interface(&self.netns, host)?.is_none() {
-                    sluice_hostnet::veth_into(&self.netns, host, ns, &attachment.ifname, 1)?;
-                }
-                None
-            }
-        };
-        let wanted = PodInterface {
-            name: &attachment.ifname,
-            mac: attachment.mac,
-            mtu: u32::from(self.pod_mtu()),
-            addresses: &attachment.addresses,
-        };
-        sluice_hostnet::configure_pod(ns, &wanted)?;
-        let queue: Box<dyn Queue> = match (tap, &attachment.veth) {
-            (Some(tap), _) => Box::new(tap),
-            (None, Some(host)) => Box::new(self.open_veth(attachment.port, host)?),
-            (None, None) => return Err(anyhow!("the pod has neither a TAP device nor a veth pair")),
-        };
-        let worker = self.quietest_worker();
-        self.view.pods.insert(
-            name,
-            LocalPod {
-                port: attachment.port,
-                worker,
-                mac: attachment.mac,
-                addresses: attachment.addresses.clone(),
-                extra_sources: Vec::new(),
-            },
-        );
-        self.import();
-        if !self.apply(Instant::now()) {
-            let why = self.compile_problem.clone().unwrap_or_else(|| "a worker does not take up tables".to_owned());
-            return Err(anyhow!("the pod's rules are not in force: {why}"));
-        }
-        let handle = self.workers.get(usize::from(worker)).context("no such worker")?;
-        if !handle.attach(attachment.port, queue) {
-            return Err(anyhow!("worker {worker} does not answer"));
-        }
-        Ok(())
+    /// `status.podIPs` of the pod's object, not counting what a lease has filled in.
+    fn snapshot_addresses(&self, name: &NamespacedName) -> Option<Vec<IpAddr>> {
+        let pod = self.cluster.pods.get(name)?;
+        let leased = self.ipam.leases().any(|lease| lease.pod == *name && lease.addresses == pod.addresses);
+        if leased { None } else { Some(pod.addresses.clone()) }
     }
 
     /// Whether a pod gets a veth pair with an AF_XDP socket: by configuration, or by its annotation.
@@ -236,55 +330,49 @@ impl Control {
         }
     }
 
-    /// Opens our end of a pod's veth pair.
-    fn open_veth(&mut self, port: u16, host: &str) -> Result<XskQueue> {
-        let mut program = Program::attach_all(host, AttachMode::Auto)?;
-        let umem = self.umem.clone();
-        let queue = XskQueue::open(&umem, &mut program, 0, &QueueOptions::default(), &mut self.cache)?;
-        self.pod_programs.insert(port, program);
-        Ok(queue)
-    }
-
-    /// The worker with the fewest pods.
-    fn quietest_worker(&self) -> u16 {
-        let load = |id: u16| self.view.pods.values().filter(|p| p.worker == id).count();
-        (0..self.workers.len() as u16).min_by_key(|id| load(*id)).unwrap_or(0)
-    }
-
-    fn cni_del(&mut self, request: &CniRequest) -> Result<Value, ErrorBody> {
-        if let Some(known) = self.attachments.get(&request.container_id).cloned() {
-            self.detach(&known).map_err(|e| refuse(ErrorCode::IO, "cannot remove the pod's port", format!("{e:#}")))?;
-        }
-        self.ipam
-            .release(&request.container_id, Self::wall_seconds())
-            .map_err(|e| refuse(ErrorCode::IO, "cannot release the pod's address", e))?;
-        Ok(json!({}))
-    }
-
-    /// Takes a pod's port, rules and interface away. What is gone already is fine.
-    pub fn detach(&mut self, attachment: &Attachment) -> Result<()> {
-        let name = NamespacedName::new(&attachment.namespace, &attachment.name);
-        let current = self.view.pods.get(&name).is_some_and(|p| p.port == attachment.port);
-        if current && let Some(pod) = self.view.pods.remove(&name) {
-            if let Some(worker) = self.workers.get(usize::from(pod.worker)) {
-                worker.detach(pod.port);
-            }
-            self.ipam.release(&attachment.container, Self::wall_seconds())?;
-            self.import();
-            self.apply(Instant::now());
-        }
-        self.pod_programs.remove(&attachment.port);
-        if let Some(host) = &attachment.veth {
-            sluice_hostnet::delete_link(&self.netns, host)?;
-        }
-        // The namespace may be gone with its interface, or its path may name another one.
-        if let Ok(ns) = Netns::open(&attachment.netns)
-            && ns.inode() == attachment.netns_inode
+    /// Keeps the refusal of a pod's last ADD for the status, until an ADD or a DEL of the pod succeeds.
+    fn remember_refusal(&mut self, request: &CniRequest, error: Option<&ErrorBody>) {
+        let Some(name) = self.name_of(request) else { return };
+        self.refusals.remove(&name);
+        if let Some(error) = error
+            && self.refusals.len() < REFUSALS
         {
-            sluice_hostnet::delete_link(&ns, &attachment.ifname)?;
+            self.refusals.insert(name, format!("{}: {}", error.msg, error.details));
         }
-        self.attachments.remove(&attachment.container)?;
-        Ok(())
+    }
+
+    /// Pods whose last ADD was refused, as problems of their objects.
+    pub fn refused_pods(&self) -> impl Iterator<Item = Problem> + '_ {
+        self.refusals
+            .iter()
+            .map(|(name, why)| Problem { object: Some(format!("Pod/{name}")), ..Problem::plain(why.clone()) })
+    }
+
+    /// DEL of several containers, no two alike.
+    fn cni_del(&mut self, requests: &[&CniRequest]) -> Vec<Result<Value, ErrorBody>> {
+        let known: Vec<Attachment> =
+            requests.iter().filter_map(|r| self.attachments.get(&r.container_id)).cloned().collect();
+        let detached = self.detach_all(&known);
+        let mut failed: BTreeMap<&str, String> = BTreeMap::new();
+        for (attachment, done) in known.iter().zip(detached) {
+            if let Err(error) = done {
+                failed.insert(&attachment.container, format!("{error:#}"));
+            }
+        }
+        // A lease may be there without a port: an ADD that was cut off.
+        let rest = requests.iter().map(|r| r.container_id.as_str()).filter(|c| !failed.contains_key(c));
+        let released = self.ipam.release_all(rest, Self::wall_seconds()).map_err(|error| error.to_string());
+        requests
+            .iter()
+            .map(|request| {
+                self.remember_refusal(request, None);
+                if let Some(why) = failed.get(request.container_id.as_str()) {
+                    return Err(refuse(ErrorCode::IO, "cannot remove the pod's port", why));
+                }
+                let release = released.clone().map(|()| json!({}));
+                release.map_err(|why| refuse(ErrorCode::IO, "cannot release the pod's address", why))
+            })
+            .collect()
     }
 
     fn cni_check(&mut self, request: &CniRequest) -> Result<Value, ErrorBody> {
@@ -293,38 +381,62 @@ impl Control {
         };
         let ns = Netns::open(Path::new(&request.netns))
             .map_err(|e| refuse(ErrorCode::INVALID_ENVIRONMENT, "cannot open CNI_NETNS", e))?;
+        let differs = |what: String, details: String| Err(refuse(ErrorCode::IO, what, details));
+        let said: Option<AddResult> = serde_json::from_value(request.config["prevResult"].clone()).ok();
+        let said = said.unwrap_or_default();
+        let strange: Vec<String> = said
+            .ips
+            .iter()
+            .filter(|ip| !known.addresses.iter().any(|a| Prefix::host(*a) == ip.address))
+            .map(|ip| ip.address.to_string())
+            .collect();
+        if !strange.is_empty() {
+            return differs("prevResult names addresses that the pod does not have".into(), strange.join(", "));
+        }
         let found = sluice_hostnet::interface(&ns, &known.ifname)
             .map_err(|e| refuse(ErrorCode::IO, "cannot look into the pod", e))?;
         let Some(interface) = found else {
-            return Err(refuse(ErrorCode::IO, format!("interface {} is gone", known.ifname), ""));
+            return differs(format!("interface {} is gone", known.ifname), String::new());
         };
         let missing: Vec<&IpAddr> =
             known.addresses.iter().filter(|a| !interface.addresses.iter().any(|net| net.addr() == **a)).collect();
-        if !interface.up || !missing.is_empty() {
-            return Err(refuse(
-                ErrorCode::IO,
+        let programmed = self.publisher.current().tables.pods.by_port(known.port).is_some();
+        if !interface.up || !missing.is_empty() || interface.mac != known.mac || !programmed {
+            return differs(
                 format!("interface {} is not as ADD left it", known.ifname),
-                format!("up: {}, missing addresses: {missing:?}", interface.up),
-            ));
+                format!(
+                    "up: {}, missing addresses: {missing:?}, MAC as given: {}, rules in force: {programmed}",
+                    interface.up,
+                    interface.mac == known.mac
+                ),
+            );
         }
         Ok(json!({}))
     }
 
     fn cni_gc(&mut self, request: &CniRequest) -> Result<Value, ErrorBody> {
         let Some(valid) = request.valid_attachments() else { return Ok(json!({})) };
-        let keep: BTreeSet<&str> = valid.iter().map(|a| a.container_id.as_str()).collect();
-        let gone: Vec<Attachment> =
-            self.attachments.iter().filter(|a| !keep.contains(a.container.as_str())).cloned().collect();
-        for attachment in gone {
-            self.detach(&attachment)
-                .map_err(|e| refuse(ErrorCode::IO, "cannot remove a pod's port", format!("{e:#}")))?;
-        }
-        Ok(json!({}))
+        let keep: BTreeSet<String> = valid.into_iter().map(|a| a.container_id).collect();
+        self.collect_garbage(|lease_or_port| keep.contains(lease_or_port))
+            .map(|()| json!({}))
+            .map_err(|error| refuse(ErrorCode::IO, "cannot remove a pod's port", format!("{error:#}")))
+    }
+
+    /// A GC that was asked for while no agent was there: what has come since then stays.
+    pub fn collect_noted_garbage(&mut self, request: &CniRequest, asked: SystemTime) -> Result<Value, ErrorBody> {
+        let asked = asked.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let later = self.ipam.leases().filter(|l| l.since > asked).map(|l| l.container.clone());
+        let mut keep: BTreeSet<String> = later.collect();
+        let Some(valid) = request.valid_attachments() else { return Ok(json!({})) };
+        keep.extend(valid.into_iter().map(|a| a.container_id));
+        self.collect_garbage(|container| keep.contains(container))
+            .map(|()| json!({}))
+            .map_err(|error| refuse(ErrorCode::IO, "cannot remove a pod's port", format!("{error:#}")))
     }
 
     /// The answer to ADD.
     fn answer(&self, attachment: &Attachment) -> Value {
-        let mac = attachment.mac.map(|b| format!("{b:02x}")).join(":");
+        let text = |mac: [u8; 6]| mac.map(|b| format!("{b:02x}")).join(":");
         let gateway = |address: &IpAddr| match address {
             IpAddr::V4(_) => IpAddr::from(GATEWAY_V4),
             IpAddr::V6(_) => IpAddr::from(GATEWAY_V6),
@@ -333,18 +445,28 @@ impl Control {
             IpAddr::V4(_) => "0.0.0.0/0",
             IpAddr::V6(_) => "::/0",
         };
+        let mtu = Some(u32::from(self.pod_mtu()));
+        // A TAP device has one end, the pod's; the other one is a descriptor of the agent.
+        let host = attachment.veth.as_ref().map(|name| Interface {
+            name: name.clone(),
+            mac: sluice_hostnet::interface(&self.netns, name).ok().flatten().map(|i| text(i.mac)),
+            mtu,
+            ..Interface::default()
+        });
+        let pod = Interface {
+            name: attachment.ifname.clone(),
+            mac: Some(text(attachment.mac)),
+            mtu,
+            sandbox: Some(attachment.netns.display().to_string()),
+            ..Interface::default()
+        };
+        let inside = Some(u32::from(host.is_some()));
         let result = AddResult {
-            interfaces: vec![Interface {
-                name: attachment.ifname.clone(),
-                mac: Some(mac),
-                mtu: Some(u32::from(self.pod_mtu())),
-                sandbox: Some(attachment.netns.display().to_string()),
-                ..Interface::default()
-            }],
+            interfaces: host.into_iter().chain([pod]).collect(),
             ips: attachment
                 .addresses
                 .iter()
-                .map(|a| IpConfig { interface: Some(0), address: Prefix::host(*a), gateway: Some(gateway(a)) })
+                .map(|a| IpConfig { interface: inside, address: Prefix::host(*a), gateway: Some(gateway(a)) })
                 .collect(),
             routes: attachment
                 .addresses
@@ -354,5 +476,21 @@ impl Control {
             ..AddResult::default()
         };
         serde_json::to_value(result).unwrap_or_else(|_| json!({}))
+    }
+}
+
+/// What becomes of an ADD before anything is changed.
+enum Admitted<'a> {
+    /// It was done already.
+    Known(Box<Attachment>),
+    /// It is to be done.
+    New(Box<Newcomer<'a>>),
+}
+
+/// What may stand once in a group of calls: a pod, or a container where no pod is named.
+fn key(request: &CniRequest) -> (String, String) {
+    match request.pod() {
+        Some(pod) => (pod.namespace.to_owned(), pod.name.to_owned()),
+        None => (String::new(), request.container_id.clone()),
     }
 }

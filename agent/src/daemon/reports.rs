@@ -71,7 +71,7 @@ impl Agent for Node {
 
     fn cni(&self, verb: Verb, request: CniRequest) -> Result<Value, ErrorBody> {
         let gone = || Err(ErrorBody::new(ErrorCode::TRY_AGAIN_LATER, "the agent is stopping", ""));
-        self.link.ask(move |control| control.cni(verb, &request)).unwrap_or_else(gone)
+        self.link.cni(verb, request).unwrap_or_else(gone)
     }
 }
 
@@ -98,6 +98,9 @@ impl Control {
         all.extend(self.publisher.current().invalid.iter().map(Problem::from));
         all.extend(self.compile_problem.iter().map(|p| Problem::plain(format!("{p}; the last good tables stand"))));
         all.extend(self.machine_problems.iter().map(Problem::plain));
+        all.extend(self.put_back.iter().map(|why| Problem::plain(format!("the uplink is put back: {why}"))));
+        all.extend(self.refused_pods());
+        all.extend(self.limit_problems.iter().cloned());
         for (at, worker) in self.workers.iter().enumerate() {
             if !worker.is_alive() {
                 all.push(Problem::plain(format!("worker {at} has ended; restart sluiced")));
@@ -189,15 +192,21 @@ impl Control {
     }
 
     fn ipam_reports(&self) -> Vec<IpamReport> {
-        let usage = self.ipam.usage().into_iter();
-        usage
-            .map(|pool| IpamReport {
-                pool: format!("{} {}", pool.pool, pool.net),
-                family: if Family::of_net(&pool.net) == Family::V4 { "IPv4" } else { "IPv6" }.to_owned(),
-                addresses: u64::try_from(pool.size).unwrap_or(u64::MAX),
-                in_use: pool.in_use as u64,
-            })
-            .collect()
+        let mut all: BTreeMap<(String, &str), IpamReport> = BTreeMap::new();
+        for usage in self.ipam.usage() {
+            let family = if Family::of_net(&usage.net) == Family::V4 { "IPv4" } else { "IPv6" };
+            // podCIDRs are told apart by their network; the networks of a pool are one.
+            let pool = if usage.pool == "node" { usage.net.to_string() } else { usage.pool };
+            let report = all.entry((pool.clone(), family)).or_insert_with(|| IpamReport {
+                pool,
+                family: family.to_owned(),
+                ..IpamReport::default()
+            });
+            let size = u64::try_from(usage.size).unwrap_or(u64::MAX);
+            report.addresses = report.addresses.saturating_add(size);
+            report.in_use += usage.in_use as u64;
+        }
+        all.into_values().collect()
     }
 
     /// `GET /v1/services`.
@@ -207,9 +216,9 @@ impl Control {
         for shard in &node.shards {
             for (key, frontend) in &shard.frontends {
                 let (service, _) = frontend.name.rsplit_once(':').unwrap_or((&frontend.name, ""));
-                let address = match frontend.kind {
-                    FrontendKind::NodePort => format!("*:{}", key.port),
-                    _ => SocketAddr::new(key.address.into(), key.port).to_string(),
+                let address = match IpAddr::from(key.address).is_unspecified() {
+                    true => format!("*:{}", key.port),
+                    false => SocketAddr::new(key.address.into(), key.port).to_string(),
                 };
                 let chosen: Vec<_> = frontend.internal.backends.iter().chain(&frontend.external.backends).collect();
                 let mut backends: Vec<BackendReport> = frontend
@@ -448,6 +457,7 @@ fn kind_name(kind: FrontendKind) -> &'static str {
     match kind {
         FrontendKind::ClusterIp => "ClusterIP",
         FrontendKind::NodePort => "NodePort",
+        FrontendKind::HostPort => "HostPort",
         FrontendKind::LoadBalancer => "LoadBalancer",
         FrontendKind::ExternalIp => "ExternalIP",
     }

@@ -4,18 +4,20 @@
 
 use super::attachments::Attachments;
 use super::control::{Control, Link, Message, Parts};
+use super::guard::Guard;
 use super::host::{self, Lacking, Notes};
 use super::pods::FIRST_POD_PORT;
 use super::reports::Node;
+use super::uplink::{self, Taken};
 use super::workers::Handle;
 use crate::api;
 use anyhow::{Context, Result, anyhow, bail};
 use crossbeam::channel::{Receiver, Sender, unbounded};
-use sluice_afxdp::{AttachMode, BindMode, Program, QueueOptions, Umem, XskQueue};
+use sluice_afxdp::Umem;
 use sluice_cni::pending::PendingDels;
 use sluice_cni::protocol::Verb;
 use sluice_ctrl::compile::{HostPort, Knobs, LocalView, Uplink};
-use sluice_ctrl::config::{Config, Queues, Source, UplinkDriver, Workers, XdpMode};
+use sluice_ctrl::config::{Config, Source, UplinkDriver, Workers};
 use sluice_ctrl::ipam::Ipam;
 use sluice_ctrl::publish::Publisher;
 use sluice_ctrl::source::{ManifestSource, ManifestWatch};
@@ -43,6 +45,7 @@ pub fn run(config: Config) -> Result<()> {
              set `source: {{ kind: manifests, path: DIR }}`"
         );
     };
+    let guard = Guard::before(&config);
     let (link, inbox, mut control, watch) = assemble(config, &path, started)?;
     let config = control.config.clone();
     let server = api::server::Server::bind(&config.socket, config.metrics)?;
@@ -59,6 +62,9 @@ pub fn run(config: Config) -> Result<()> {
             link.send(Message::Machine);
         })?
     };
+    if let Some(guard) = guard {
+        guard.watch(link.clone())?;
+    }
     stop_on_signal(link)?;
     tracing::info!(node = config.node, workers = control.workers.len(), "running");
     control.run(&inbox);
@@ -124,7 +130,7 @@ fn assemble(
     std::mem::forget(lock(&config.state_dir)?);
     let netns = Netns::current()?;
     let uplink_name = config.ports.uplink.interface.clone();
-    let uplink = host::uplink(&netns, &uplink_name)?;
+    let found = host::uplink(&netns, &uplink_name)?;
     let source = ManifestSource::new(manifests)
         .with_context(|| format!("source.path: cannot read the manifests in {}", manifests.display()))?;
     let snapshot = source.snapshot();
@@ -137,8 +143,8 @@ fn assemble(
         node: config.node.clone(),
         uplink: Uplink {
             port: sluice_ctrl::compile::local::UPLINK_PORT,
-            mac: uplink.mac,
-            mtu: u16::try_from(uplink.mtu).unwrap_or(u16::MAX),
+            mac: found.mac,
+            mtu: u16::try_from(found.mtu).unwrap_or(u16::MAX),
             subnets: Vec::new(),
         },
         host: HostPort { port: sluice_ctrl::compile::local::HOST_PORT, mac: [2, 0, 0, 0, 0, 1] },
@@ -153,14 +159,11 @@ fn assemble(
     let mut engines = engines(&config, &mut publisher, &shared, &pool, cpus.len())?;
 
     let umem = Umem::new(&pool);
-    let mut program = Program::attach(uplink_name.as_str(), attach_mode(config.ports.uplink.mode))?;
     let mut cache = pool.cache();
-    let queues = uplink_queues(&config.ports.uplink.queues, &program);
-    let options = QueueOptions { mode: bind_mode(config.ports.uplink.mode), ..QueueOptions::uplink() };
+    let Taken { program, queues } = uplink::take(&config, &umem, &mut cache)?;
     let count = engines.len();
-    for queue in 0..queues {
-        let opened = XskQueue::open(&umem, &mut program, queue, &options, &mut cache)?;
-        engines[queue as usize % count].attach(view.uplink.port, Box::new(opened));
+    for (at, queue) in queues.into_iter().enumerate() {
+        engines[at % count].attach(view.uplink.port, Box::new(queue));
     }
     let tap = TapQueue::open(&TapOptions::new(&config.ports.host.interface))?;
     engines[0].attach(view.host.port, Box::new(tap));
@@ -237,31 +240,6 @@ fn cpus(workers: &Workers) -> Vec<Option<usize>> {
     }
 }
 
-/// Every receive queue needs a socket: what the device spreads to a queue without one would go to the kernel.
-fn uplink_queues(wanted: &Queues, program: &Program) -> u32 {
-    let there = program.device().rx_queues.max(1);
-    match wanted {
-        Queues::Auto => there,
-        Queues::Count(n) => u32::from(*n).clamp(1, there),
-    }
-}
-
-fn attach_mode(mode: XdpMode) -> AttachMode {
-    match mode {
-        XdpMode::Auto => AttachMode::Auto,
-        XdpMode::ZeroCopy | XdpMode::Copy => AttachMode::Native,
-        XdpMode::Skb => AttachMode::Generic,
-    }
-}
-
-fn bind_mode(mode: XdpMode) -> BindMode {
-    match mode {
-        XdpMode::Auto => BindMode::Auto,
-        XdpMode::ZeroCopy => BindMode::ZeroCopy,
-        XdpMode::Copy | XdpMode::Skb => BindMode::Copy,
-    }
-}
-
 /// Takes up again the ports of pods that were attached before.
 fn replug(control: &mut Control) {
     let known: Vec<_> = control.attachments.iter().cloned().collect();
@@ -284,9 +262,13 @@ fn replug(control: &mut Control) {
             control.machine_problems.push(problem);
         }
     }
+    // Leases of ADDs that were cut off before they had a port.
+    if let Err(error) = control.reconcile() {
+        tracing::error!("cannot give back what lost pods left: {error:#}");
+    }
 }
 
-/// Finishes DELs that came while no agent was there.
+/// Finishes DELs and GCs that came while no agent was there.
 fn finish_pending(control: &mut Control, socket: &Path) {
     let pending = PendingDels::beside(socket);
     let notes = match pending.notes() {
@@ -296,12 +278,21 @@ fn finish_pending(control: &mut Control, socket: &Path) {
     for note in notes {
         match &note.request {
             Ok(request) => {
-                if let Err(error) = control.cni(Verb::Del, request) {
-                    tracing::error!(container = request.container_id, "a DEL cannot be finished: {}", error.msg);
+                let done = match note.verb {
+                    Verb::Gc => control.collect_noted_garbage(request, note.written),
+                    verb => control.cni(verb, request),
+                };
+                if let Err(error) = done {
+                    tracing::error!(
+                        container = request.container_id,
+                        "{:?} cannot be finished: {}",
+                        note.verb,
+                        error.msg
+                    );
                     continue;
                 }
             }
-            Err(error) => tracing::warn!(path = %note.path.display(), %error, "a noted DEL cannot be read"),
+            Err(error) => tracing::warn!(path = %note.path.display(), %error, "a note cannot be read"),
         }
         if let Err(error) = pending.done(&note.path) {
             tracing::warn!(path = %note.path.display(), %error, "cannot remove a finished note");
@@ -337,6 +328,11 @@ pub fn cleanup(config: &Config) -> Result<()> {
     }
     let held = lock(&config.state_dir)?;
     let netns = Netns::current()?;
+    let notes = Notes::open(&config.state_dir)?;
+    // First of all: the runtime must not start pods on what goes away.
+    if let Some(installed) = &notes.found.cni {
+        super::install::remove(installed)?;
+    }
     let attachments = Attachments::open(&config.state_dir, FIRST_POD_PORT)?;
     for attachment in attachments.iter() {
         if let Ok(ns) = Netns::open(&attachment.netns)
@@ -345,7 +341,7 @@ pub fn cleanup(config: &Config) -> Result<()> {
             sluice_hostnet::delete_link(&ns, &attachment.ifname)?;
         }
     }
-    let notes = Notes::open(&config.state_dir)?;
+    sluice_hostnet::remove_redirects(&netns)?;
     if let Some(name) = &notes.found.host_interface {
         sluice_hostnet::delete_link(&netns, name)?;
     }

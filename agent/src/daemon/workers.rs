@@ -9,7 +9,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use sluice_ctrl::config::Idle;
 use sluice_engine::flow::{Entry, State};
 use sluice_engine::trace::Trace;
-use sluice_engine::{Counters, Worker};
+use sluice_engine::{Counters, Rate, Worker};
 use sluice_port::{PortMode, PortStats, Queue};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 const SPIN_TURNS: u32 = 400;
 /// Longest sleep: upkeep goes on in idle times.
 const SLEEP: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+/// The same while a port is held to its rate.
+const NAP: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 
 /// What control asks of a worker.
 pub enum Command {
@@ -40,6 +42,8 @@ pub enum Command {
         /// Told whether there was one.
         done: Sender<bool>,
     },
+    /// Hold this port to rates: towards it, and from it.
+    Limit(u16, [Option<Rate>; 2]),
     /// Describe the ports.
     Ports(Sender<Vec<PortReport>>),
     /// Describe flows, at most so many.
@@ -158,6 +162,12 @@ impl Handle {
         self.ask(|done| Command::Detach { port, done }).unwrap_or(false)
     }
 
+    /// Holds a port to rates, towards it and from it.
+    pub fn limit(&self, port: u16, rates: [Option<Rate>; 2]) {
+        let _ = self.commands.send(Command::Limit(port, rates));
+        self.wake();
+    }
+
     /// Its ports.
     pub fn ports(&self) -> Vec<PortReport> {
         self.ask(Command::Ports).unwrap_or_default()
@@ -260,7 +270,8 @@ impl Thread {
                     fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
                 }
             }
-            match poll(&mut fds, Some(&SLEEP)) {
+            let nap = if self.worker.is_holding() { NAP } else { SLEEP };
+            match poll(&mut fds, Some(&nap)) {
                 Ok(0) | Err(_) => Vec::new(),
                 Ok(_) => {
                     fds.iter().skip(1).zip(&at).filter(|(fd, _)| !fd.revents().is_empty()).map(|(_, at)| *at).collect()
@@ -284,6 +295,7 @@ impl Thread {
             Command::Detach { port, done } => {
                 let _ = done.send(self.worker.detach(port));
             }
+            Command::Limit(port, [towards, from]) => self.worker.limit(port, towards, from),
             Command::Ports(reply) => {
                 let all = self.worker.ports().map(|(port, stats, mode)| PortReport { port, stats, mode });
                 let _ = reply.send(all.collect());

@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 use super::CompileError;
-use crate::model::{Cluster, Family, NamespacedName, Node};
+use crate::model::{Cluster, Family, NamespacedName, Node, Protocol};
 
 /// The uplink of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +48,21 @@ pub struct LocalPod {
     pub addresses: Vec<IpAddr>,
     /// Further source networks it may use.
     pub extra_sources: Vec<IpNet>,
+    /// Ports of the node that the runtime asked for; those of the Pod object count as well.
+    pub mappings: Vec<PortMapping>,
+}
+
+/// A port of the node that leads to a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct PortMapping {
+    /// The node's address; none: all of them.
+    pub host_ip: Option<IpAddr>,
+    /// The port there.
+    pub host_port: u16,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The port of the pod.
+    pub port: u16,
 }
 
 /// This machine.
@@ -142,6 +158,7 @@ impl LocalView {
                 mac: derived_mac(&pod.addresses).unwrap_or([2, 0, 0, 0, 0, 0]),
                 addresses: pod.addresses.clone(),
                 extra_sources: Vec::new(),
+                mappings: Vec::new(),
             };
             view.pods.insert(pod.name.clone(), local);
         }

@@ -10,15 +10,18 @@ pub mod directory;
 pub mod egress;
 pub mod endpoints;
 pub mod hops;
+pub mod host_ports;
 pub mod local;
 pub mod policy;
+pub mod redirects;
 pub mod routes;
 pub mod services;
 pub mod settings;
 pub mod shards;
 pub mod steering;
 
-pub use local::{HostPort, LocalPod, LocalView, Replay, Uplink, derived_mac};
+pub use local::{HostPort, LocalPod, LocalView, PortMapping, Replay, Uplink, derived_mac};
+pub use redirects::Redirect;
 pub use settings::Knobs;
 pub use steering::Steering;
 
@@ -73,6 +76,8 @@ pub struct Compiled {
     pub wanted_neighbours: BTreeSet<IpAddr>,
     /// What the uplink's XDP program takes for us.
     pub steering: Steering,
+    /// Ports of the node's addresses whose connections the host itself must send to us.
+    pub redirects: BTreeSet<Redirect>,
     services: Option<services::ServiceState>,
 }
 
@@ -107,7 +112,10 @@ pub fn compile(
     let plan = hops::plan(&context, &mut invalid)?;
     let (egress, gateways_used) = egress::compile(&context, &plan, &mut invalid);
     let routes = routes::compile(&context, &plan, &gateways_used, &mut invalid);
-    let (services, state) = services::compile(&context, previous.and_then(|p| p.services.as_ref()), &mut invalid)?;
+    let (mut services, state) = services::compile(&context, previous.and_then(|p| p.services.as_ref()), &mut invalid)?;
+    let host_ports = host_ports::of(&context);
+    host_ports::program(&context, &host_ports, &mut services, &mut invalid)?;
+    let redirects = redirects::of(&context, &host_ports);
     let policy = policy::compile(&context);
     let pods = context.directory.local_pods(&plan, &policy)?;
     let steering = Steering::of(&context, &services, &egress);
@@ -128,6 +136,7 @@ pub fn compile(
         invalid: invalid.into_iter().collect(),
         wanted_neighbours: plan.wanted,
         steering,
+        redirects,
         services: Some(state),
     })
 }
@@ -161,6 +170,7 @@ pub fn empty(local: &LocalView, knobs: &Knobs) -> Compiled {
         invalid: Vec::new(),
         wanted_neighbours: BTreeSet::new(),
         steering: Steering::default(),
+        redirects: BTreeSet::new(),
         services: None,
     }
 }

@@ -37,7 +37,8 @@ impl Steering {
             owned.extend(shard.addresses.keys().map(|a| IpAddr::from(*a)));
             for (key, frontend) in &shard.frontends {
                 let address = key.address.into();
-                if frontend.kind == FrontendKind::NodePort || node_addresses.contains(&address) {
+                let on_node = matches!(frontend.kind, FrontendKind::NodePort | FrontendKind::HostPort);
+                if on_node || node_addresses.contains(&address) {
                     node_ports.insert((Family::of(&address), key.protocol, key.port));
                 }
             }

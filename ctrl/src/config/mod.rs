@@ -6,8 +6,8 @@ mod sections;
 mod units;
 
 pub use sections::{
-    Cidrs, DenyAction, Flows, HostPort, Idle, Masquerade, PodDriver, PodPorts, PolicySettings, Ports, Source, Timeouts,
-    Uplink, UplinkDriver, Vxlan, XdpMode,
+    Cidrs, Cni, CniInstall, DenyAction, Flows, Guard, GuardCheck, HostPort, Idle, Masquerade, PodDriver, PodPorts,
+    PolicySettings, Ports, Source, Timeouts, Uplink, UplinkDriver, Vxlan, XdpMode,
 };
 pub use units::{Queues, Seconds, Workers};
 
@@ -87,6 +87,10 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Where metrics and health are served.
     pub metrics: SocketAddr,
+    /// What the container runtime finds on the host.
+    pub cni: Cni,
+    /// The dead man's switch of the uplink.
+    pub guard: Guard,
 }
 
 impl Default for Config {
@@ -114,6 +118,8 @@ impl Config {
             socket: PathBuf::from("/run/sluicegate/sluiced.sock"),
             state_dir: Path::new("/var/lib/sluicegate").join(node),
             metrics: SocketAddr::from((Ipv4Addr::LOCALHOST, 9765)),
+            cni: Cni::default(),
+            guard: Guard::default(),
         }
     }
 
@@ -171,6 +177,17 @@ impl Config {
         }
         if !self.state_dir.is_absolute() {
             return no("state_dir", "must be an absolute path".to_owned());
+        }
+        for (field, folder) in [("cni.conf_dir", &self.cni.conf_dir), ("cni.bin_dir", &self.cni.bin_dir)] {
+            if !folder.is_absolute() {
+                return no(field, "must be an absolute path".to_owned());
+            }
+        }
+        if self.cni.conf_name.contains('/') || !self.cni.conf_name.ends_with(".conflist") {
+            return no(
+                "cni.conf_name",
+                format!("{:?} is not a file's name that ends in .conflist", self.cni.conf_name),
+            );
         }
         Ok(())
     }
@@ -245,6 +262,8 @@ struct Document {
     socket: Option<PathBuf>,
     state_dir: Option<PathBuf>,
     metrics: Option<SocketAddr>,
+    cni: Cni,
+    guard: Guard,
 }
 
 #[derive(Default, Deserialize)]
@@ -293,6 +312,8 @@ impl Document {
             socket: self.socket.unwrap_or(defaults.socket),
             state_dir,
             metrics: self.metrics.unwrap_or(defaults.metrics),
+            cni: self.cni,
+            guard: self.guard,
             node,
         })
     }
@@ -346,6 +367,8 @@ policy: { default_action: drop }
 socket: /run/sluicegate/sluiced.sock
 state_dir: /var/lib/sluicegate/NODE
 metrics: 127.0.0.1:9765
+cni: { install: auto, conf_dir: /etc/cni/net.d, conf_name: 10-sluicegate.conflist, bin_dir: /opt/cni/bin }
+guard: { check: auto, after: 60s }
 "#;
 
     #[test]

@@ -263,3 +263,95 @@ pub struct PolicySettings {
     /// What a denied packet meets.
     pub default_action: DenyAction,
 }
+
+/// Whether the agent puts its CNI configuration and plugin on the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CniInstall {
+    /// With an API server; not with manifests.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What the container runtime finds on the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cni {
+    /// Whether it is put there.
+    pub install: CniInstall,
+    /// The runtime's folder of network configurations.
+    pub conf_dir: PathBuf,
+    /// The file in it; the runtime takes the first by name.
+    pub conf_name: String,
+    /// The runtime's folder of plugins.
+    pub bin_dir: PathBuf,
+}
+
+impl Default for Cni {
+    fn default() -> Self {
+        Cni {
+            install: CniInstall::Auto,
+            conf_dir: "/etc/cni/net.d".into(),
+            conf_name: "10-sluicegate.conflist".to_owned(),
+            bin_dir: "/opt/cni/bin".into(),
+        }
+    }
+}
+
+/// What must stay reachable after the uplink was attached to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum GuardCheck {
+    /// The API server, where there is one.
+    #[default]
+    Auto,
+    /// Nothing.
+    Off,
+    /// A TCP connection to this `host:port`.
+    Connect(String),
+}
+
+impl<'de> Deserialize<'de> for GuardCheck {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        match text.as_str() {
+            "auto" => Ok(GuardCheck::Auto),
+            "off" => Ok(GuardCheck::Off),
+            target => match target.rsplit_once(':') {
+                Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p != 0) => {
+                    Ok(GuardCheck::Connect(text))
+                }
+                _ => Err(serde::de::Error::custom(format_args!("{text:?} is not auto, off or HOST:PORT"))),
+            },
+        }
+    }
+}
+
+impl Serialize for GuardCheck {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(match self {
+            GuardCheck::Auto => "auto",
+            GuardCheck::Off => "off",
+            GuardCheck::Connect(target) => target,
+        })
+    }
+}
+
+/// The dead man's switch of the uplink.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Guard {
+    /// What must stay reachable.
+    pub check: GuardCheck,
+    /// How long it may be unreachable before everything is put back.
+    pub after: Seconds,
+}
+
+impl Default for Guard {
+    fn default() -> Self {
+        Guard { check: GuardCheck::Auto, after: Seconds(60) }
+    }
+}

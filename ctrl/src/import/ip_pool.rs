@@ -1,7 +1,7 @@
 //! sluicegate.dev/v1alpha1 `IPPool`: strict; a pool half understood gives addresses to the wrong ones, so it gives none.
 
 use super::{At, Effect, Problem, Report, envelope};
-use crate::model::{IpPool, PoolUse, Selector};
+use crate::model::{IpPool, PoolUse};
 use crate::source::Kind;
 
 /// Imports a pool; none where it was not understood.
@@ -34,7 +34,7 @@ fn read(name: String, root: &At<'_>) -> Result<IpPool, Problem> {
     if cidrs.is_empty() {
         return Err(cidrs_field.problem("must name at least one network"));
     }
-    let namespaces = spec.get("namespaceSelector").selector()?.unwrap_or_else(Selector::everything);
+    let namespaces = spec.get("namespaceSelector").selector()?;
     Ok(IpPool { name, usage, cidrs, namespaces })
 }
 
@@ -42,6 +42,7 @@ fn read(name: String, root: &At<'_>) -> Result<IpPool, Problem> {
 mod tests {
     use super::*;
     use crate::import::tests::{cluster, cluster_and_problems};
+    use crate::model::Selector;
 
     const HEAD: &str = "apiVersion: sluicegate.dev/v1alpha1, kind: IPPool, metadata: {name: edge}";
 
@@ -53,7 +54,7 @@ mod tests {
         let pool = &cluster.ip_pools["edge"];
         assert_eq!(pool.usage, PoolUse::Pods);
         assert_eq!(pool.cidrs, vec!["10.60.0.0/20".parse().unwrap(), "fd60::/64".parse().unwrap()]);
-        assert!(pool.namespaces.is_everything());
+        assert!(pool.namespaces.as_ref().is_some_and(Selector::is_everything));
     }
 
     #[test]

@@ -1,13 +1,14 @@
-//! core/v1 `Namespace`: its labels.
+//! core/v1 `Namespace`: its labels, and the annotations that are ours.
 
-use super::{At, Report, labels, version};
+use super::{At, Report, annotations, labels, own_annotation, version};
 use crate::model::Namespace;
 use crate::source::Kind;
 
 /// Imports a namespace; its name's label is put on it, as the API server does.
 pub(super) fn import(name: &str, root: &At<'_>, report: &mut Report) -> Namespace {
     report.field(version(root, Kind::Namespace));
-    Namespace::new(name, labels(root, report))
+    let annotations = annotations(root, own_annotation, report);
+    Namespace { annotations, ..Namespace::new(name, labels(root, report)) }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::pool::Pool;
-use super::{Lease, State};
+use super::{Lease, Rest, State};
 use crate::model::NamespacedName;
 
 const VERSION: u32 = 1;
@@ -23,6 +23,9 @@ struct Document {
     version: u32,
     leases: Vec<LeaseDocument>,
     resting: BTreeMap<IpAddr, u64>,
+    /// Whose the resting addresses were.
+    #[serde(default)]
+    rested_from: BTreeMap<IpAddr, String>,
     last: BTreeMap<IpNet, IpAddr>,
 }
 
@@ -51,12 +54,19 @@ pub(super) fn read_state(bytes: &[u8]) -> Result<State, String> {
         (l.container.clone(), Lease { pod, container: l.container, addresses: l.addresses, since: l.since })
     };
     let offset = |(net, address): (IpNet, IpAddr)| {
-        let pool = Pool { name: String::new(), net };
+        let pool = Pool { name: String::new(), net, share: None };
         pool.offset(&address).map(|offset| (net, offset))
     };
     Ok(State {
         leases: document.leases.into_iter().map(lease).collect(),
-        resting: document.resting,
+        resting: document
+            .resting
+            .into_iter()
+            .map(|(address, since)| {
+                let pod = document.rested_from.get(&address).cloned().unwrap_or_default();
+                (address, Rest { since, pod })
+            })
+            .collect(),
         last: document.last.into_iter().filter_map(offset).collect(),
     })
 }
@@ -73,11 +83,12 @@ pub(super) fn write_state(path: &Path, state: &State) -> io::Result<()> {
     let document = Document {
         version: VERSION,
         leases: state.leases.values().map(lease).collect(),
-        resting: state.resting.clone(),
+        resting: state.resting.iter().map(|(address, rest)| (*address, rest.since)).collect(),
+        rested_from: state.resting.iter().map(|(address, rest)| (*address, rest.pod.clone())).collect(),
         last: state
             .last
             .iter()
-            .map(|(net, offset)| (*net, Pool { name: String::new(), net: *net }.address(*offset)))
+            .map(|(net, offset)| (*net, Pool { name: String::new(), net: *net, share: None }.address(*offset)))
             .collect(),
     };
     let aside = path.with_extension("json.new");

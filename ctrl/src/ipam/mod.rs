@@ -1,16 +1,18 @@
-//! Addresses for local pods: leases from the node's podCIDRs, one of each family, that survive the process.
+//! Addresses for local pods: leases from the node's podCIDRs and from IPPools, one of each family, that survive the process.
 //!
 //! Owner: the control thread; the clock is passed in. Source: CNI 1.1.0 (ADD is repeatable, DEL may come twice or for
 //! another container of the same pod). Invariants: network + 0, network + 1 (the node's own overlay address) and the
 //! IPv4 broadcast address are never given; an address is nobody's for [`COOL_DOWN_SECONDS`] after its release, so that
 //! no flow of its last owner finds the next one; what was answered is on disk before (written aside, synced, renamed),
-//! and what cannot be read back is an error, never a fresh start. Cost: a lease is one pass over the leases and one
-//! write of the file.
+//! and what cannot be read back is an error, never a fresh start. Cost: a lease is one pass over the leases, and one
+//! write of the file for all that are asked for together.
 
+mod choice;
 mod file;
 mod pool;
 
-pub use pool::{Pool, Usage, node_pools};
+pub use choice::{ADDRESS_ANNOTATION, BadWish, Choice, POOL_ANNOTATION, addresses, all_pools, choose};
+pub use pool::{Pool, Share, Usage, node_pools};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -68,6 +70,16 @@ pub enum IpamError {
         /// Whose it is.
         why: &'static str,
     },
+    /// An address that a pod asks for was another pod's a moment ago.
+    #[error("{address} is asked for by {pod}, and {owner} gave it back less than {COOL_DOWN_SECONDS} seconds ago")]
+    Resting {
+        /// The address.
+        address: IpAddr,
+        /// Who asks.
+        pod: NamespacedName,
+        /// Who had it.
+        owner: String,
+    },
     /// One container stands for one pod.
     #[error("container {container} is {owner}'s already")]
     OtherPod {
@@ -116,16 +128,29 @@ pub struct Request<'a> {
     pub container: &'a str,
     /// `status.podIPs` of the Pod object: exactly these are given where there are any.
     pub fixed: &'a [IpAddr],
+    /// Addresses that the pod asks for, at most one of each family; they must lie in `pools`.
+    pub wanted: &'a [IpAddr],
+    /// Networks to choose from; a family's are tried in this order.
+    pub pools: &'a [Pool],
     /// Addresses that other Pod objects carry already: never chosen.
     pub reserved: &'a BTreeSet<IpAddr>,
+}
+
+/// A released address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Rest {
+    /// The second of its release.
+    since: u64,
+    /// Whose it was; empty where that is not known.
+    pod: String,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct State {
     /// By container.
     leases: BTreeMap<String, Lease>,
-    /// Released addresses, with the second of their release.
-    resting: BTreeMap<IpAddr, u64>,
+    /// Released addresses.
+    resting: BTreeMap<IpAddr, Rest>,
     /// The offset last given from each network, so that addresses come back as late as possible.
     last: BTreeMap<IpNet, u128>,
 }
@@ -152,42 +177,30 @@ impl Ipam {
         Ok(Ipam { path, pools, state })
     }
 
-    /// Gives addresses from these networks from now on; leases from others stay.
+    /// The networks whose use [`usage`](Self::usage) tells; leases from others stay.
     pub fn set_pools(&mut self, pools: Vec<Pool>) {
         self.pools = pools;
     }
 
-    /// The addresses for a container: those it has, those its Pod object asks for, or new ones, one of each family.
-    /// `now` is in seconds since 1970.
+    /// The addresses for a container: those it has, those its Pod object carries, those it asks for, or new ones, one of
+    /// each family. `now` is in seconds since 1970.
     pub fn add(&mut self, request: &Request<'_>, now: u64) -> Result<Vec<IpAddr>, IpamError> {
+        self.add_all(std::slice::from_ref(request), now)?.pop().unwrap_or(Err(IpamError::NoPools))
+    }
+
+    /// The addresses for several containers, with one write of the file; an error of the whole is one of the file.
+    pub fn add_all(
+        &mut self,
+        requests: &[Request<'_>],
+        now: u64,
+    ) -> Result<Vec<Result<Vec<IpAddr>, IpamError>>, IpamError> {
         let mut state = self.state.clone();
         state.wake(now);
-        if let Some(lease) = state.leases.get(request.container) {
-            if lease.pod != *request.pod {
-                let (container, owner) = (lease.container.clone(), lease.pod.clone());
-                return Err(IpamError::OtherPod { container, owner });
-            }
-            if request.fixed.is_empty() || lease.addresses == request.fixed {
-                return Ok(lease.addresses.clone());
-            }
+        let given = requests.iter().map(|request| state.give(request, now)).collect();
+        if state != self.state {
+            self.commit(state)?;
         }
-        let addresses = match request.fixed {
-            [] => self.choose(&mut state, request)?,
-            fixed => self.take_fixed(&mut state, fixed, request)?,
-        };
-        state.release(request.container, now);
-        for address in &addresses {
-            state.resting.remove(address);
-        }
-        let lease = Lease {
-            pod: request.pod.clone(),
-            container: request.container.to_owned(),
-            addresses: addresses.clone(),
-            since: now,
-        };
-        state.leases.insert(request.container.to_owned(), lease);
-        self.commit(state)?;
-        Ok(addresses)
+        Ok(given)
     }
 
     /// Ends a container's lease; none where it has none (a repeated DEL). `now` is in seconds since 1970.
@@ -200,6 +213,18 @@ impl Ipam {
         let lease = state.release(container, now);
         self.commit(state)?;
         Ok(lease)
+    }
+
+    /// Ends the leases of several containers with one write of the file; those that have none are fine.
+    pub fn release_all<'a>(
+        &mut self,
+        containers: impl IntoIterator<Item = &'a str>,
+        now: u64,
+    ) -> Result<(), IpamError> {
+        let mut state = self.state.clone();
+        state.wake(now);
+        let ended = containers.into_iter().filter_map(|container| state.release(container, now)).count();
+        if ended > 0 { self.commit(state) } else { Ok(()) }
     }
 
     /// Ends the leases of all containers but these, and gives them back. `now` is in seconds since 1970.
@@ -237,56 +262,6 @@ impl Ipam {
         self.pools.iter().map(usage).collect()
     }
 
-    fn choose(&self, state: &mut State, request: &Request<'_>) -> Result<Vec<IpAddr>, IpamError> {
-        let families: BTreeSet<Family> = self.pools.iter().map(|p| Family::of_net(&p.net)).collect();
-        if families.is_empty() {
-            return Err(IpamError::NoPools);
-        }
-        let mut taken: BTreeSet<IpAddr> = state.leases.values().flat_map(|l| l.addresses.iter().copied()).collect();
-        taken.extend(state.resting.keys());
-        taken.extend(request.reserved);
-        let mut addresses = Vec::new();
-        for family in families {
-            let pools: Vec<&Pool> = self.pools.iter().filter(|p| Family::of_net(&p.net) == family).collect();
-            let free = pools.iter().find_map(|pool| Some((pool, state.next_free(pool, &taken)?)));
-            let Some((pool, offset)) = free else {
-                return Err(IpamError::Exhausted {
-                    family,
-                    pools: pools.iter().map(|p| format!("{} {}", p.name, p.net)).collect::<Vec<_>>().join(", "),
-                    size: pools.iter().fold(0, |sum, p| p.size().saturating_add(sum)),
-                    in_use: pools.iter().map(|p| state.in_use(p)).sum(),
-                    resting: state.resting.keys().filter(|a| pools.iter().any(|p| p.net.contains(*a))).count(),
-                });
-            };
-            state.last.insert(pool.net, offset);
-            addresses.push(pool.address(offset));
-        }
-        Ok(addresses)
-    }
-
-    /// Takes exactly the addresses the Pod object carries. A pod's next container may take them from the last one,
-    /// whose DEL is still to come.
-    fn take_fixed(&self, state: &mut State, fixed: &[IpAddr], request: &Request<'_>) -> Result<Vec<IpAddr>, IpamError> {
-        for address in fixed {
-            let pod = request.pod.clone();
-            if let Some(pool) = self.pools.iter().find(|p| p.net.contains(address))
-                && pool.offset(address).is_none_or(|o| o < 2 || o > pool.last_offset())
-            {
-                let why = "the network's first two addresses and its broadcast address are no pod's";
-                return Err(IpamError::Unusable { address: *address, pod, why });
-            }
-            let other = |l: &&Lease| l.addresses.contains(address) && l.pod != *request.pod;
-            if let Some(owner) = state.leases.values().find(other) {
-                return Err(IpamError::Conflict { address: *address, pod, owner: owner.pod.clone() });
-            }
-        }
-        for lease in state.leases.values_mut() {
-            lease.addresses.retain(|a| !fixed.contains(a));
-        }
-        state.leases.retain(|container, lease| container == request.container || !lease.addresses.is_empty());
-        Ok(fixed.to_vec())
-    }
-
     /// Makes a state the current one, on disk first.
     fn commit(&mut self, state: State) -> Result<(), IpamError> {
         write_state(&self.path, &state).map_err(|source| IpamError::File { path: self.path.clone(), source })?;
@@ -298,15 +273,131 @@ impl Ipam {
 impl State {
     /// Addresses that rested long enough are free. A clock that went back does not make them rest for ever.
     fn wake(&mut self, now: u64) {
-        self.resting.retain(|_, since| {
-            *since = (*since).min(now);
-            now - *since < COOL_DOWN_SECONDS
+        self.resting.retain(|_, rest| {
+            rest.since = rest.since.min(now);
+            now - rest.since < COOL_DOWN_SECONDS
         });
+    }
+
+    fn give(&mut self, request: &Request<'_>, now: u64) -> Result<Vec<IpAddr>, IpamError> {
+        if let Some(lease) = self.leases.get(request.container) {
+            if lease.pod != *request.pod {
+                let (container, owner) = (lease.container.clone(), lease.pod.clone());
+                return Err(IpamError::OtherPod { container, owner });
+            }
+            if request.fixed.is_empty() || lease.addresses == request.fixed {
+                return Ok(lease.addresses.clone());
+            }
+        }
+        let addresses = match request.fixed {
+            [] => self.choose(request)?,
+            fixed => {
+                self.check_fixed(fixed, request)?;
+                self.take_over(fixed, request);
+                fixed.to_vec()
+            }
+        };
+        self.release(request.container, now);
+        for address in &addresses {
+            self.resting.remove(address);
+        }
+        let lease = Lease {
+            pod: request.pod.clone(),
+            container: request.container.to_owned(),
+            addresses: addresses.clone(),
+            since: now,
+        };
+        self.leases.insert(request.container.to_owned(), lease);
+        Ok(addresses)
+    }
+
+    fn choose(&mut self, request: &Request<'_>) -> Result<Vec<IpAddr>, IpamError> {
+        let families: BTreeSet<Family> = request.pools.iter().map(|p| Family::of_net(&p.net)).collect();
+        if families.is_empty() {
+            return Err(IpamError::NoPools);
+        }
+        for address in request.wanted {
+            self.check_wanted(*address, request)?;
+        }
+        let mut taken: BTreeSet<IpAddr> = self.leases.values().flat_map(|l| l.addresses.iter().copied()).collect();
+        taken.extend(self.resting.keys());
+        taken.extend(request.reserved);
+        let mut addresses = Vec::new();
+        for family in families {
+            if let Some(wanted) = request.wanted.iter().find(|a| Family::of(a) == family) {
+                addresses.push(*wanted);
+                continue;
+            }
+            let pools: Vec<&Pool> = request.pools.iter().filter(|p| Family::of_net(&p.net) == family).collect();
+            let free = pools.iter().find_map(|pool| Some((pool, self.next_free(pool, &taken)?)));
+            let Some((pool, offset)) = free else {
+                return Err(IpamError::Exhausted {
+                    family,
+                    pools: pools.iter().map(|p| format!("{} {}", p.name, p.net)).collect::<Vec<_>>().join(", "),
+                    size: pools.iter().fold(0, |sum, p| p.size().saturating_add(sum)),
+                    in_use: pools.iter().map(|p| self.in_use(p)).sum(),
+                    resting: self.resting.keys().filter(|a| pools.iter().any(|p| p.net.contains(*a))).count(),
+                });
+            };
+            self.last.insert(pool.net, offset);
+            addresses.push(pool.address(offset));
+        }
+        self.take_over(request.wanted, request);
+        Ok(addresses)
+    }
+
+    /// An address that a pod asks for lies in its pools, is nobody else's and has rested. Its own it may have back at once.
+    fn check_wanted(&self, address: IpAddr, request: &Request<'_>) -> Result<(), IpamError> {
+        let pod = request.pod.clone();
+        if !request.pools.iter().any(|p| p.may_be_a_pods(&address)) {
+            return Err(IpamError::Unusable { address, pod, why: "it lies in no pool that this pod may use" });
+        }
+        if request.reserved.contains(&address) {
+            return Err(IpamError::Unusable { address, pod, why: "another Pod object carries it" });
+        }
+        self.check_owner(address, request)?;
+        match self.resting.get(&address) {
+            Some(rest) if rest.pod != request.pod.to_string() => {
+                Err(IpamError::Resting { address, pod, owner: rest.pod.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The addresses that the Pod object carries are not the node's own and nobody else's.
+    fn check_fixed(&self, fixed: &[IpAddr], request: &Request<'_>) -> Result<(), IpamError> {
+        for address in fixed {
+            if let Some(pool) = request.pools.iter().find(|p| p.net.contains(address))
+                && !pool.may_be_a_pods(address)
+            {
+                let why = "the network's first two addresses and its broadcast address are no pod's";
+                return Err(IpamError::Unusable { address: *address, pod: request.pod.clone(), why });
+            }
+            self.check_owner(*address, request)?;
+        }
+        Ok(())
+    }
+
+    fn check_owner(&self, address: IpAddr, request: &Request<'_>) -> Result<(), IpamError> {
+        let other = |l: &&Lease| l.addresses.contains(&address) && l.pod != *request.pod;
+        match self.leases.values().find(other) {
+            Some(owner) => Err(IpamError::Conflict { address, pod: request.pod.clone(), owner: owner.pod.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// A pod's next container takes addresses from the last one, whose DEL is still to come.
+    fn take_over(&mut self, addresses: &[IpAddr], request: &Request<'_>) {
+        for lease in self.leases.values_mut() {
+            lease.addresses.retain(|a| !addresses.contains(a));
+        }
+        self.leases.retain(|container, lease| container == request.container || !lease.addresses.is_empty());
     }
 
     fn release(&mut self, container: &str, now: u64) -> Option<Lease> {
         let lease = self.leases.remove(container)?;
-        self.resting.extend(lease.addresses.iter().map(|a| (*a, now)));
+        let rest = Rest { since: now, pod: lease.pod.to_string() };
+        self.resting.extend(lease.addresses.iter().map(|a| (*a, rest.clone())));
         Some(lease)
     }
 
@@ -316,11 +407,11 @@ impl State {
 
     /// The first free offset after the one given last, round the whole pool.
     fn next_free(&self, pool: &Pool, taken: &BTreeSet<IpAddr>) -> Option<u128> {
-        let size = pool.size();
+        let size = pool.span();
         let start = self.last.get(&pool.net).map_or(0, |last| last.saturating_sub(1));
-        // Among one more place than there are addresses taken, one is free.
-        let tries = size.min(taken.len() as u128 + 1);
-        (0..tries).map(|i| 2 + (start % size + i) % size).find(|offset| !taken.contains(&pool.address(*offset)))
+        (0..pool.tries(taken.len()))
+            .map(|i| 2 + (start % size + i) % size)
+            .find(|offset| pool.gives(*offset) && !taken.contains(&pool.address(*offset)))
     }
 }
 
@@ -340,18 +431,27 @@ mod tests {
     struct Fixture {
         dir: tempfile::TempDir,
         ipam: Ipam,
+        pools: Vec<Pool>,
+    }
+
+    static NOBODY: BTreeSet<IpAddr> = BTreeSet::new();
+
+    fn ask<'a>(pod: &'a NamespacedName, container: &'a str, pools: &'a [Pool]) -> Request<'a> {
+        Request { pod, container, fixed: &[], wanted: &[], pools, reserved: &NOBODY }
     }
 
     fn ipam(nets: &[&str]) -> Fixture {
         let dir = tempfile::tempdir().unwrap();
-        let ipam = Ipam::open(dir.path(), pools(nets)).unwrap();
-        Fixture { dir, ipam }
+        let pools = pools(nets);
+        let ipam = Ipam::open(dir.path(), pools.clone()).unwrap();
+        Fixture { dir, ipam, pools }
     }
 
     impl Fixture {
         fn add(&mut self, name: &str, container: &str, fixed: &[&str], now: u64) -> Result<Vec<String>, String> {
+            let name = pod(name);
             let fixed: Vec<IpAddr> = fixed.iter().map(|a| a.parse().unwrap()).collect();
-            let request = Request { pod: &pod(name), container, fixed: &fixed, reserved: &BTreeSet::new() };
+            let request = Request { fixed: &fixed, ..ask(&name, container, &self.pools) };
             let given = self.ipam.add(&request, now).map_err(|e| e.to_string())?;
             Ok(given.iter().map(IpAddr::to_string).collect())
         }
@@ -423,8 +523,101 @@ mod tests {
     fn addresses_of_other_pod_objects_are_not_chosen() {
         let mut f = ipam(&["10.244.1.0/24"]);
         let reserved = BTreeSet::from(["10.244.1.2".parse().unwrap(), "10.244.1.3".parse().unwrap()]);
-        let request = Request { pod: &pod("a"), container: "c", fixed: &[], reserved: &reserved };
+        let name = pod("a");
+        let request = Request { reserved: &reserved, ..ask(&name, "c", &f.pools) };
         assert_eq!(f.ipam.add(&request, 0).unwrap(), ["10.244.1.4".parse::<IpAddr>().unwrap()]);
+    }
+
+    #[test]
+    fn a_pod_gets_the_address_it_asks_for_unless_somebody_has_or_had_it() {
+        let mut f = ipam(&["10.244.1.0/24", "fd00::/64"]);
+        let (a, b) = (pod("a"), pod("b"));
+        let nine: [IpAddr; 1] = ["10.244.1.9".parse().unwrap()];
+        let pools = f.pools.clone();
+        let wants = |pod, container| Request { wanted: &nine, ..ask(pod, container, &pools) };
+        let given = f.ipam.add(&wants(&a, "c1"), 0).unwrap();
+        assert_eq!(given, [nine[0], "fd00::2".parse().unwrap()], "the other family is chosen");
+        let said = |result: Result<_, IpamError>| result.unwrap_err().to_string();
+        assert!(said(f.ipam.add(&wants(&b, "c2"), 0)).contains("default/a has it"));
+        // The pod's next sandbox takes it over; once released it is its own pod's at once and another's after a minute.
+        assert_eq!(f.ipam.add(&wants(&a, "c3"), 1).unwrap()[0], nine[0]);
+        f.ipam.release("c3", 10).unwrap();
+        assert!(said(f.ipam.add(&wants(&b, "c2"), 69)).contains("gave it back"));
+        assert_eq!(f.ipam.add(&wants(&a, "c4"), 11).unwrap()[0], nine[0]);
+        f.ipam.release("c4", 20).unwrap();
+        assert_eq!(f.ipam.add(&wants(&b, "c2"), 80).unwrap()[0], nine[0]);
+        for (address, why) in [("10.9.9.9", "no pool"), ("10.244.1.1", "no pool"), ("10.244.1.255", "no pool")] {
+            let wanted = [address.parse().unwrap()];
+            let request = Request { wanted: &wanted, ..ask(&b, "c9", &pools) };
+            assert!(said(f.ipam.add(&request, 0)).contains(why), "{address}");
+        }
+        let reserved = BTreeSet::from(["10.244.1.77".parse().unwrap()]);
+        let wanted = ["10.244.1.77".parse().unwrap()];
+        let request = Request { wanted: &wanted, reserved: &reserved, ..ask(&b, "c9", &pools) };
+        assert!(said(f.ipam.add(&request, 0)).contains("another Pod object carries it"));
+    }
+
+    #[test]
+    fn several_leases_are_one_write_and_one_that_fails_costs_only_itself() {
+        let mut f = ipam(&["10.244.1.0/29"]);
+        let (a, b) = (pod("a"), pod("b"));
+        let pools = f.pools.clone();
+        let requests: Vec<Request<'_>> = ["c1", "c2", "c3", "c4", "c5", "c6"].map(|c| ask(&a, c, &pools)).to_vec();
+        let given = f.ipam.add_all(&requests, 0).unwrap();
+        assert_eq!(given.iter().filter(|g| g.is_ok()).count(), 5);
+        assert!(matches!(given[5], Err(IpamError::Exhausted { .. })));
+        let mixed = [ask(&a, "c1", &pools), ask(&b, "c2", &pools)];
+        let given = f.ipam.add_all(&mixed, 0).unwrap();
+        assert!(given[0].is_ok() && matches!(given[1], Err(IpamError::OtherPod { .. })));
+        assert_eq!(Ipam::open(f.dir.path(), vec![]).unwrap().leases().count(), 5);
+    }
+
+    #[test]
+    fn a_thousand_adds_that_never_came_to_an_end_leave_no_address_behind() {
+        let mut f = ipam(&["10.244.1.0/24", "fd00::/64"]);
+        f.add("keeper", "kept", &[], 0).unwrap();
+        let mut now = 0;
+        for round in 0..5 {
+            for i in 0..200 {
+                f.add("crashed", &format!("r{round}-{i}"), &[], now).unwrap();
+            }
+            // The process dies and comes back; what has no attachment is given back.
+            f.ipam = Ipam::open(f.dir.path(), f.pools.clone()).unwrap();
+            f.ipam.retain(&BTreeSet::from(["kept".to_owned()]), now).unwrap();
+            now += COOL_DOWN_SECONDS;
+        }
+        assert_eq!(f.ipam.usage().iter().map(|u| u.in_use).collect::<Vec<_>>(), [1, 1]);
+        let all: Vec<_> = (0..252).map(|i| f.add("next", &format!("n{i}"), &[], now)).collect();
+        assert!(all.iter().all(Result::is_ok), "every other address is free again");
+    }
+
+    #[test]
+    fn a_shared_pool_gives_a_node_its_own_part_only() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(
+            dir.path().join("n.yaml"),
+            "{apiVersion: v1, kind: Node, metadata: {name: a}}\n---\n{apiVersion: v1, kind: Node, metadata: {name: b}}\n---\n\
+             {apiVersion: sluicegate.dev/v1alpha1, kind: IPPool, metadata: {name: edge}, spec: {use: pods, cidrs: [10.60.0.0/26], \
+             namespaceSelector: {}}}",
+        )
+        .unwrap();
+        let snapshot = crate::source::ManifestSource::new(dir.path()).unwrap().snapshot();
+        let (cluster, _) = crate::model::Cluster::build(&snapshot.objects, &crate::import::Defaults::default());
+        let mut given: Vec<BTreeSet<IpAddr>> = Vec::new();
+        for node in ["a", "b"] {
+            let choice = choose(&cluster, node, &pod("x")).unwrap();
+            let mut f = ipam(&[]);
+            f.pools = choice.pools;
+            let size = f.pools[0].size();
+            let mut mine = BTreeSet::new();
+            for i in 0..size {
+                mine.insert(f.add("x", &format!("c{i}"), &[], 0).unwrap()[0].parse().unwrap());
+            }
+            assert!(f.add("x", "one-more", &[], 0).unwrap_err().contains("edge 10.60.0.0/26"));
+            given.push(mine);
+        }
+        assert_eq!(given[0].len() + given[1].len(), 61);
+        assert!(given[0].is_disjoint(&given[1]));
     }
 
     #[test]
@@ -496,7 +689,7 @@ mod tests {
                 }
                 let all: Vec<IpAddr> = f.ipam.leases().flat_map(|l| l.addresses.clone()).collect();
                 prop_assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len());
-                let reopened = Ipam::open(f.dir.path(), f.ipam.pools.clone()).unwrap();
+                let reopened = Ipam::open(f.dir.path(), f.pools.clone()).unwrap();
                 prop_assert_eq!(&reopened.state.leases, &f.ipam.state.leases);
             }
         }

@@ -26,6 +26,7 @@ pub struct IpPool {
     pub usage: PoolUse,
     /// `spec.cidrs`, host bits cleared.
     pub cidrs: Vec<IpNet>,
-    /// `spec.namespaceSelector`; everything where it is left out.
-    pub namespaces: Selector,
+    /// `spec.namespaceSelector`: who gets addresses from here unasked, and who may ask for them. Left out: nobody unasked,
+    /// and everybody may ask.
+    pub namespaces: Option<Selector>,
 }

@@ -14,6 +14,7 @@ pub mod network_policy;
 pub mod node;
 pub mod pod;
 pub mod port;
+pub mod quantity;
 pub mod selector;
 pub mod service;
 pub mod standalone;

@@ -14,6 +14,8 @@ pub struct Namespace {
     pub name: String,
     /// `metadata.labels`, with [`NAME_LABEL`].
     pub labels: Labels,
+    /// `metadata.annotations` of the group `sluicegate.dev`.
+    pub annotations: Labels,
 }
 
 impl Namespace {
@@ -21,6 +23,6 @@ impl Namespace {
     pub fn new(name: impl Into<String>, mut labels: Labels) -> Namespace {
         let name = name.into();
         labels.insert(NAME_LABEL.to_owned(), name.clone());
-        Namespace { name, labels }
+        Namespace { name, labels, annotations: Labels::new() }
     }
 }

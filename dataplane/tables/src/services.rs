@@ -57,6 +57,8 @@ pub enum FrontendKind {
     ClusterIp,
     /// Port on the node's own addresses.
     NodePort,
+    /// Port on the node's own addresses, or on one of them, that leads to one pod.
+    HostPort,
     /// Load-balancer ingress address.
     LoadBalancer,
     /// `spec.externalIPs`.

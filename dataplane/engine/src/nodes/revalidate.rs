@@ -9,6 +9,7 @@ use crate::flow::{Next, Side, Slot, State, Tuple};
 use crate::item::Item;
 use crate::pipeline::Pipeline;
 use crate::reason::Reason;
+use sluice_tables::services::FrontendKind;
 use sluice_tables::{Direction, EgressPath, HopId, Route, RuleId};
 
 impl Pipeline {
@@ -164,7 +165,8 @@ impl Pipeline {
         let to = original.to();
         let translated = (tuple.destination, tuple.destination_port) != (to.destination, to.destination_port);
         let service = if translated {
-            self.frontend_of(tuple.destination, tuple.protocol, tuple.destination_port).map(|f| f.name.clone())
+            let frontend = self.frontend_of(tuple.destination, tuple.protocol, tuple.destination_port);
+            frontend.filter(|f| f.kind != FrontendKind::HostPort).map(|f| f.name.clone())
         } else {
             None
         };

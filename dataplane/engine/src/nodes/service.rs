@@ -67,7 +67,8 @@ impl Pipeline {
             }
             return Found::Settled;
         };
-        if let Some(note) = self.note(item) {
+        let is_service = frontend.kind != FrontendKind::HostPort;
+        if is_service && let Some(note) = self.note(item) {
             note.service = Some(frontend.name.clone());
         }
         if item.meta.packet.protocol == 6 && item.meta.packet.tcp_flags & 0x02 == 0 {
@@ -99,7 +100,7 @@ impl Pipeline {
         match chosen {
             Some(backend) => {
                 self.count_service(0);
-                if let Some(note) = self.note(item) {
+                if is_service && let Some(note) = self.note(item) {
                     note.backend = Some((backend.address, backend.port));
                 }
                 Found::Backend { backend, slot: frontend.slot }
