@@ -125,8 +125,12 @@ impl Pipeline {
                 true
             }
             _ => {
+                let reply = c.is_reply();
                 self.forget::<E>(slot);
-                item.refuse(Reason::NoRoute);
+                if reply {
+                    item.refuse(Reason::NoRoute);
+                }
+                // The other direction is decided anew with this packet: the address may be a new pod's.
                 false
             }
         }
