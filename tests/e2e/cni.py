@@ -564,3 +564,132 @@ def has_host_end(pod):
     pod.cni("DEL")
     interfaces = json.loads(pod.cni("ADD").stdout)["interfaces"]
     return len(interfaces) == 2 and "sandbox" not in interfaces[0] and len(interfaces[0]["mac"]) == 17
+
+
+API_SERVER = """\
+apiVersion: v1
+kind: Service
+metadata: { name: kubernetes, namespace: default }
+spec:
+  clusterIP: 10.96.0.1
+  clusterIPs: [10.96.0.1, "fd00:10:96::1"]
+  ipFamilies: [IPv4, IPv6]
+  ipFamilyPolicy: RequireDualStack
+  ports: [{ name: https, port: 443, targetPort: 8080 }]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: { name: kubernetes, namespace: default, labels: { kubernetes.io/service-name: kubernetes } }
+addressType: IPv4
+endpoints: [{ addresses: [192.0.2.1], conditions: { ready: true } }]
+ports: [{ name: https, port: 8080, protocol: TCP }]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: { name: kubernetes-6, namespace: default, labels: { kubernetes.io/service-name: kubernetes } }
+addressType: IPv6
+endpoints: [{ addresses: ["2001:db8::1"], conditions: { ready: true } }]
+ports: [{ name: https, port: 8080, protocol: TCP }]
+---
+apiVersion: v1
+kind: Service
+metadata: { name: web, namespace: default }
+spec:
+  clusterIP: 10.96.0.10
+  clusterIPs: [10.96.0.10, "fd00:10:96::10"]
+  ipFamilies: [IPv4, IPv6]
+  ipFamilyPolicy: RequireDualStack
+  selector: { app: pod-1 }
+  ports: [{ name: http, port: 80, targetPort: 8080 }, { name: dns, port: 53, targetPort: 8053, protocol: UDP }]
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: { name: closed, namespace: default }
+spec: { podSelector: { matchLabels: { app: pod-1 } }, policyTypes: [Ingress] }
+"""
+
+
+@test
+def the_node_reaches_pods_services_and_the_api_server_and_keeps_its_own_network(bin_dir):
+    with SmallCluster(bin_dir) as cluster:
+        cluster.write("services.yaml", API_SERVER)
+        cluster.serve("api", cluster.outside, http=8080)
+        cluster.serve("ssh", cluster.node.namespace, http=2222)
+        cluster.up()
+        node, pod = cluster.node.namespace, cluster.pods["default/pod-0"].namespace
+        for version in (4, 6):
+            server = cluster.pods["default/pod-1"].address(version)
+            vip, api = of_family(("10.96.0.10", "fd00:10:96::10"), version), of_family(("10.96.0.1", "fd00:10:96::1"), version)
+            own, outside = of_family(cluster.node.spec.addresses, version), of_family(("192.0.2.1", "2001:db8::1"), version)
+            # As a kubelet's probe, with a policy that lets nobody in; a pod finds it closed.
+            expect(fetch(node, server)["server"] == "pod-1", "the node's probe of a pod")
+            expect(fetch(node, vip, 80)["server"] == "pod-1", "a Service from the node")
+            expect(datagram(node, vip, 53)["server"] == "pod-1", "a Service from the node, UDP")
+            expect(not answers(pod, server, 8080), "the policy lets a pod in")
+            # The API server by its cluster address, from the node and from a pod, without kube-proxy.
+            expect(fetch(node, api, 443)["server"] == "api", "the API server from the node")
+            seen = fetch(pod, api, 443)
+            expect(seen["server"] == "api" and seen["peer"] == own, f"the API server from a pod: {seen}")
+            # The kernel keeps what is not ours: the way in and the way out by the interface we are attached to.
+            expect(fetch(cluster.outside, own, 2222)["server"] == "ssh", "a service of the node itself from outside")
+            expect(fetch(node, outside, 8080)["server"] == "api", "the outside from the node")
+            # A pod reaches the node, and a process on the node's network answers it.
+            expect(fetch(pod, own, 2222)["server"] == "ssh", "the node from a pod")
+        expect("dev eth0" in node.ip("route", "show", "default").stdout, "the default route moved")
+
+
+GATED = """\
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: { name: gate, namespace: default }
+spec:
+  podSelector: { matchLabels: { app: pod-1 } }
+  policyTypes: [Ingress]
+  ingress: [{ from: [{ podSelector: { matchLabels: { app: pod-0 } } }] }]
+"""
+
+
+@test
+def a_new_pods_first_packets_meet_its_rules(bin_dir):
+    with SmallCluster(bin_dir, count=3) as cluster:
+        cluster.write("gate.yaml", GATED)
+        cluster.node.start()
+        friend, server, stranger = cluster.pods.values()
+        friend.attach()
+        stranger.attach()
+
+        def udp(pod, port):
+            with pod.namespace.entered():
+                sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            sock.bind(("", port))
+            sock.setblocking(False)
+            return sock
+        listens, good, bad = udp(server, 7000), udp(friend, 7001), udp(stranger, 7002)
+        address, heard, ended = (server.address(4), 7000), [], []
+        # The stranger never stops; whatever gets through came before the rules.
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            def shout():
+                while not ended:
+                    for _ in range(20):
+                        try:
+                            bad.sendto(b"bad", address)
+                        except OSError:
+                            pass  # its own queue is full
+                    time.sleep(0.0005)
+            shouting = pool.submit(shout)
+            try:
+                for number in range(25):
+                    server.attach()
+                    good.sendto(b"good %d" % number, address)
+                    end = time.monotonic() + 2
+                    while b"good %d" % number not in heard and time.monotonic() < end:
+                        if select.select([listens], [], [], 0.1)[0]:
+                            heard.append(listens.recv(100))
+                    expect(b"good %d" % number in heard, f"the first packet after ADD {number} was lost")
+                    server.detach()
+            finally:
+                ended.append(True)
+                shouting.result()
+        expect(b"bad" not in heard, f"{heard.count(b'bad')} packets passed a new pod unfiltered")
+        for sock in (listens, good, bad):
+            sock.close()
