@@ -4,6 +4,7 @@
 use super::attachments::Attachments;
 use super::host::{self, Notes};
 use super::observe::Observers;
+use super::snat::SnatWatch;
 use super::workers::Handle;
 use crate::api::problem::Problem;
 use crate::metrics::Histogram;
@@ -115,6 +116,8 @@ pub struct Control {
     pub compile_problem: Option<String>,
     /// Problems of the machine.
     pub machine_problems: Vec<String>,
+    /// Blocks of SNAT ports, and who is short of them.
+    pub snat: SnatWatch,
     /// The workers.
     pub workers: Vec<Handle>,
     /// CPUs the workers are pinned to.
@@ -206,6 +209,7 @@ impl Control {
             publisher: parts.publisher,
             compile_problem: None,
             machine_problems: Vec::new(),
+            snat: SnatWatch::default(),
             workers: parts.workers,
             cpus: parts.cpus,
             shared: parts.shared,
@@ -267,6 +271,7 @@ impl Control {
             self.look_after_pods();
             self.install_cni();
             self.resolve_wanted();
+            self.look_at_snat();
             self.publisher.collect();
             self.observers.prune(&self.workers);
         }
@@ -474,6 +479,15 @@ impl Control {
             std::thread::sleep(Duration::from_millis(2));
         }
         self.look_at_machine();
+    }
+
+    fn look_at_snat(&mut self) {
+        let started = SystemTime::now() - self.started.elapsed();
+        let named = |address: IpAddr| {
+            let pod = self.cluster.pods.values().find(|pod| pod.addresses.contains(&address));
+            pod.map(|pod| pod.name.to_string())
+        };
+        self.snat.look(&self.shared, started, named);
     }
 
     /// Seconds since 1970.

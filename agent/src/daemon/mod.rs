@@ -18,6 +18,7 @@ pub mod observe;
 pub mod plug;
 pub mod pods;
 pub mod reports;
+pub mod snat;
 pub mod start;
 pub mod uplink;
 pub mod workers;

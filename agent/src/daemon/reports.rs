@@ -101,6 +101,7 @@ impl Control {
         all.extend(self.put_back.iter().map(|why| Problem::plain(format!("the uplink is put back: {why}"))));
         all.extend(self.refused_pods());
         all.extend(self.limit_problems.iter().cloned());
+        all.extend(self.snat.problems().iter().map(Problem::plain));
         for (at, worker) in self.workers.iter().enumerate() {
             if !worker.is_alive() {
                 all.push(Problem::plain(format!("worker {at} has ended; restart sluiced")));

@@ -56,16 +56,13 @@ pub fn for_each_address(frame: &[u8], mut f: impl FnMut(IpAddr)) {
     }
 }
 
-/// A number that is equal for both directions of a flow, as symmetric RSS over addresses would give. Ports do not enter:
-/// a client's SNAT ports are leased by the worker that meets it, and must not depend on how many workers there are.
+/// What the queue of a frame from the uplink is chosen by: its source address, as a device does whose RSS looks at addresses
+/// alone. So one worker has all of a client's flows, and the SNAT ports they lease do not depend on the number of workers.
 pub fn spread(frame: &[u8]) -> usize {
     let Ok(layers) = Layers::parse(frame, frame.len()) else { return 0 };
-    let mut sum = 0usize;
-    for address in [layers.source(frame), layers.destination(frame)].into_iter().flatten() {
-        match address {
-            IpAddr::V4(a) => sum += a.octets().iter().map(|b| usize::from(*b)).sum::<usize>(),
-            IpAddr::V6(a) => sum += a.octets().iter().map(|b| usize::from(*b)).sum::<usize>(),
-        }
+    match layers.source(frame) {
+        Some(IpAddr::V4(a)) => a.octets().iter().map(|b| usize::from(*b)).sum(),
+        Some(IpAddr::V6(a)) => a.octets().iter().map(|b| usize::from(*b)).sum(),
+        None => 0,
     }
-    sum
 }

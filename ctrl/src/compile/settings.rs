@@ -32,6 +32,7 @@ impl From<&Config> for Knobs {
                 masquerade: config.masquerade.enabled,
                 masquerade_exclude: Lpm::from_entries(exclude),
                 snat_ports: (config.masquerade.ports.first(), config.masquerade.ports.last()),
+                snat_blocks_per_source: config.masquerade.blocks_per_source,
                 node_ports: (config.node_ports.first(), config.node_ports.last()),
                 timeouts: Timeouts {
                     tcp_established: times.tcp_established.0,

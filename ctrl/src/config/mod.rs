@@ -221,6 +221,9 @@ impl Config {
         if ours.first() < 1024 || ours.count() < 64 {
             return Err(("masquerade.ports", format!("{ours} must start at 1024 or above and hold 64 ports or more")));
         }
+        if self.masquerade.blocks_per_source == 0 {
+            return Err(("masquerade.blocks_per_source", "must be 1 or more".to_owned()));
+        }
         if nodes.first() == 0 {
             return Err(("node_ports", "must not start at 0".to_owned()));
         }
@@ -435,6 +438,7 @@ guard: { check: auto, after: 60s }
             ("vxlan: {port: 30001}", "c.yaml: node_ports: "),
             ("masquerade: {ports: 32000-33000}", "c.yaml: masquerade.ports: "),
             ("masquerade: {ports: 40000-40010}", "c.yaml: masquerade.ports: "),
+            ("masquerade: {blocks_per_source: 0}", "c.yaml: masquerade.blocks_per_source: "),
             ("cidrs: {pods: [10.96.1.0/24]}", "c.yaml: cidrs.services: "),
             ("cidrs: {pods: [10.244.0.1/16]}", "c.yaml: cidrs.pods: "),
             ("cidrs: {services: []}", "c.yaml: cidrs.services: "),

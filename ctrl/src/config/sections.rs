@@ -180,6 +180,8 @@ pub struct Masquerade {
     pub exclude: Vec<IpNet>,
     /// The ports translated flows leave from.
     pub ports: PortRange,
+    /// Most blocks of 64 ports of one address that one source may have.
+    pub blocks_per_source: u16,
 }
 
 impl Default for Masquerade {
@@ -188,6 +190,7 @@ impl Default for Masquerade {
             enabled: true,
             exclude: vec![IpNet::new_assert(IpAddr::from([10, 0, 0, 0]), 8)],
             ports: port_range(40_000, 57_343),
+            blocks_per_source: 64,
         }
     }
 }

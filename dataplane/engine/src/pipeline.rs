@@ -13,7 +13,7 @@ use crate::flow::{Entry4, Entry6, FlowTable, Key4, Key6, Side};
 use crate::handoff::Handoff;
 use crate::item::{BATCH, Fate, Item, Role};
 use crate::memo::Memo;
-use crate::nat::{Leases, SnatSpace, SnatSpaces};
+use crate::nat::{Leases, Secret, SnatSpace, SnatSpaces};
 use crate::nodes::fragment::Fragments;
 use crate::outbox::Outbox;
 use crate::reason::{Reason, Stage};
@@ -83,7 +83,8 @@ pub struct WorkerOptions {
     pub workers: u16,
     /// Connections each family's table of this worker can hold.
     pub flows: usize,
-    /// Seed of the flow hash; the same for all workers of a node, so that outcomes do not depend on their number.
+    /// Seed of the flow hash and of the SNAT ports; the same for all workers of a node, so that outcomes do not depend on
+    /// their number.
     pub seed: u64,
     /// Try 2 MB pages for the tables.
     pub huge_pages: bool,
@@ -164,7 +165,7 @@ impl Pipeline {
             flows4,
             flows6,
             spaces,
-            leases: Leases::default(),
+            leases: Leases::new(Secret::new(options.seed)),
             fragments: Fragments::default(),
             counters: Arc::new(Counters::default()),
             cache,

@@ -53,6 +53,7 @@ fn tables(workers: u16, masquerade: bool) -> Tables {
             masquerade,
             masquerade_exclude: Lpm::default(),
             snat_ports: (40_000, 40_063),
+            snat_blocks_per_source: 64,
             node_ports: (30_000, 32_767),
             timeouts: Timeouts::default(),
         }),

@@ -37,6 +37,7 @@ impl Tables {
         writeln!(out, "policy reject={}", s.reject)?;
         let exclude = prefixes(&s.masquerade_exclude.entries());
         writeln!(out, "masquerade={} ports={}-{} exclude={exclude}", s.masquerade, s.snat_ports.0, s.snat_ports.1)?;
+        writeln!(out, "snat_blocks_per_source={}", s.snat_blocks_per_source)?;
         writeln!(out, "node_ports={}-{}", s.node_ports.0, s.node_ports.1)?;
         let t = &s.timeouts;
         writeln!(
@@ -302,6 +303,7 @@ mod tests {
                 masquerade: true,
                 masquerade_exclude: Default::default(),
                 snat_ports: (40_000, 57_343),
+                snat_blocks_per_source: 64,
                 node_ports: (30_000, 32_767),
                 timeouts: Timeouts::default(),
             }),

@@ -53,6 +53,8 @@ pub struct Settings {
     pub masquerade_exclude: Lpm<()>,
     /// First and last port of this node's own SNAT range, inclusive.
     pub snat_ports: (u16, u16),
+    /// Most blocks of 64 ports of one address that one source may have.
+    pub snat_blocks_per_source: u16,
     /// First and last NodePort, inclusive.
     pub node_ports: (u16, u16),
     /// Flow time-outs.

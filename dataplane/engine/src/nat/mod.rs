@@ -1,5 +1,9 @@
 //! Source NAT: ports of an address leased in blocks to sources.
 
+pub mod log;
 pub mod ports;
+pub mod secret;
 
-pub use ports::{Leases, SnatSpace, SnatSpaces};
+pub use log::{BlockEvent, BlockLine, SnatLog};
+pub use ports::{Leases, SnatSpace, SnatSpaces, Wish, owner_of};
+pub use secret::Secret;

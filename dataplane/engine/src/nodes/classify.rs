@@ -4,6 +4,7 @@
 //! no flow is looked up here.
 
 use crate::item::{Fate, Item, Role};
+use crate::nat::owner_of;
 use crate::pipeline::Pipeline;
 use crate::reason::{Reason, Stage};
 use sluice_port::{Checksum, Frame};
@@ -184,6 +185,14 @@ impl Pipeline {
         }
         item.meta.role = Role::Transit;
         self.neighbour_discovery(item);
+        if item.meta.peer != 0 && item.meta.fate == Fate::Pending {
+            // A pod that leaves through this gateway: one worker has all of its flows, so that it leases one set of blocks.
+            let source = addresses(item).map_or(destination, |(source, _)| source);
+            let owner = owner_of(source, self.options.workers);
+            if owner != self.options.id {
+                item.meta.fate = Fate::Handoff(owner);
+            }
+        }
     }
 
     /// Whether an address that is no node address has SNAT ports here (egress gateways).

@@ -3,6 +3,7 @@
 use super::established::Family;
 use crate::flow::{Common, Entry4, Entry6, Next, Side, Slot, State, Tuple};
 use crate::item::{Item, Role};
+use crate::nat::Wish;
 use crate::pipeline::{Pipeline, TICKS_PER_SECOND, saturating_dec, side_of};
 use crate::reason::Reason;
 use sluice_tables::hops::HopId;
@@ -164,7 +165,7 @@ impl Pipeline {
         let Some(index) = original.common().space.checked_sub(1) else { return };
         if let Some(space) = self.spaces.get(usize::from(index)).cloned() {
             let (from, ..) = original.parts();
-            self.leases.give_back(&space, index, from.source, snat_port(&original.to()));
+            self.leases.give_back(&space, index, from.source, snat_port(&original.to()), self.now);
         }
     }
 
@@ -172,7 +173,7 @@ impl Pipeline {
         if let Some(index) = plan.space.checked_sub(1)
             && let Some(space) = self.spaces.get(usize::from(index)).cloned()
         {
-            self.leases.give_back(&space, index, plan.original.source, snat_port(&plan.translated));
+            self.leases.give_back(&space, index, plan.original.source, snat_port(&plan.translated), self.now);
         }
     }
 
@@ -195,7 +196,14 @@ impl Pipeline {
             return None;
         };
         let space = self.spaces[index].clone();
-        let (worker, hash) = (self.options.id, flow_hash(original));
+        let wish = Wish {
+            space: index as u16,
+            source: original.source,
+            worker: self.options.id,
+            flow_hash: flow_hash(original),
+            quota: self.tables.settings.snat_blocks_per_source,
+            at: self.now,
+        };
         let mut leases = std::mem::take(&mut self.leases);
         let base = Tuple { source: address, ..*translated };
         let free = |port: u16| {
@@ -207,7 +215,7 @@ impl Pipeline {
             };
             found != Some(false)
         };
-        let port = leases.take(&space, index as u16, original.source, worker, hash, free);
+        let port = leases.take(&space, &wish, free);
         self.leases = leases;
         match port {
             Some(port) => {

@@ -155,6 +155,7 @@ pub fn tables(wish: &Wish) -> Tables {
             masquerade: true,
             masquerade_exclude: Lpm::default(),
             snat_ports: (40_000, 57_343),
+            snat_blocks_per_source: 64,
             node_ports: (30_000, 32_767),
             timeouts: Timeouts::default(),
         }),
