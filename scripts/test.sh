@@ -25,6 +25,7 @@ step "programs" cargo build --workspace --bins
 step "replay stories" "$python" tests/replay/run.py --sluice "$target/debug/sluice"
 step "end to end" "$python" tests/e2e/run.py --bin-dir "$target/debug"
 step "deployment" "$python" tests/deploy/run.py --bin-dir "$target/debug"
+step "gateways" "$python" tests/e2e/gateways.py --bin-dir "$target/debug"
 step "documentation" env RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --document-private-items --quiet
 
 printf '\n=== summary\n'

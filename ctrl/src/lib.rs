@@ -3,6 +3,7 @@
 //! Owner: the control thread. Cluster state comes in as raw objects, leaves as immutable tables. Nothing here is on the
 //! packet path, and nothing past [`model`] knows how Kubernetes writes its objects.
 
+pub mod carriers;
 pub mod compile;
 pub mod config;
 pub mod import;

@@ -76,6 +76,9 @@ pub struct StatusReport {
     pub pool: PoolReport,
     /// Next hops on the uplink whose MAC address is still being asked for.
     pub wanted_neighbours: Vec<IpAddr>,
+    /// Egress and load-balancer addresses that this node carries: it answers ARP and ND for them.
+    #[serde(default)]
+    pub carried_addresses: Vec<IpAddr>,
     /// Objects of kinds that are not read, by `kind.group`.
     pub ignored_objects: BTreeMap<String, u64>,
     /// Address pools of this node.

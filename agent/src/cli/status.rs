@@ -33,6 +33,10 @@ fn text(status: &StatusReport) -> String {
         let list: Vec<String> = status.wanted_neighbours.iter().map(ToString::to_string).collect();
         facts.push(("Neighbours", format!("waiting for the MAC address of {}", list.join(", "))));
     }
+    if !status.carried_addresses.is_empty() {
+        let list: Vec<String> = status.carried_addresses.iter().map(ToString::to_string).collect();
+        facts.push(("Carries", list.join(", ")));
+    }
     if !status.ignored_objects.is_empty() {
         let list: Vec<String> = status.ignored_objects.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
         facts.push(("Not read", list.join(", ")));

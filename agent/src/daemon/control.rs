@@ -1,7 +1,9 @@
 //! The control thread: everything of the node that is not a packet. It alone owns the cluster, the view of this machine, the
 //! publisher and the list of pods; others send it work and wait for the answer.
 
+use super::announce::{self, Announcer};
 use super::attachments::Attachments;
+use super::carriers::{Carriers, Topology};
 use super::host::{self, Notes};
 use super::observe::Observers;
 use super::snat::SnatWatch;
@@ -14,6 +16,7 @@ use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use serde_json::Value;
 use sluice_afxdp::{Program, Steering as ProgramSteering, Umem};
 use sluice_cni::protocol::{CniRequest, ErrorBody, Verb};
+use sluice_ctrl::carriers::Outcome;
 use sluice_ctrl::compile::{Knobs, LocalView};
 use sluice_ctrl::config::Config;
 use sluice_ctrl::import::{Defaults, Importer, Invalid};
@@ -22,6 +25,7 @@ use sluice_ctrl::model::standalone::Standalone;
 use sluice_ctrl::model::{Cluster, Family, NamespacedName, PoolUse};
 use sluice_ctrl::publish::Publisher;
 use sluice_ctrl::source::Snapshot;
+use sluice_engine::nat::{Mapping, owner_of};
 use sluice_engine::{Rate, Shared};
 use sluice_hostnet::Netns;
 use sluice_port::{FramePool, PoolCache};
@@ -45,6 +49,8 @@ pub enum Message {
     Machine,
     /// A request of the CNI plugin.
     Cni(CniCall),
+    /// Who carries which address has changed; and the flows of what has come here.
+    Carriers(Outcome, Vec<Mapping>),
     /// Do this with the state.
     Do(Box<dyn FnOnce(&mut Control) + Send>),
     /// End; pods and flows stay for the next start.
@@ -116,6 +122,9 @@ pub struct Control {
     pub compile_problem: Option<String>,
     /// Problems of the machine.
     pub machine_problems: Vec<String>,
+    /// The liveness thread; none before the agent runs.
+    pub carriers: Option<Carriers>,
+    announcer: Announcer,
     /// Blocks of SNAT ports, and who is short of them.
     pub snat: SnatWatch,
     /// The workers.
@@ -167,6 +176,8 @@ pub struct Control {
     /// Why the last ADD of a pod was refused.
     pub refusals: BTreeMap<NamespacedName, String>,
     reconciled: Instant,
+    /// Most other nodes cannot be reached.
+    pub cut_off: bool,
     solicited: Instant,
     /// Tables have just come to want neighbours.
     solicit_now: bool,
@@ -209,6 +220,8 @@ impl Control {
             publisher: parts.publisher,
             compile_problem: None,
             machine_problems: Vec::new(),
+            carriers: None,
+            announcer: Announcer::default(),
             snat: SnatWatch::default(),
             workers: parts.workers,
             cpus: parts.cpus,
@@ -234,6 +247,7 @@ impl Control {
             limit_problems: Vec::new(),
             refusals: BTreeMap::new(),
             reconciled: parts.started,
+            cut_off: false,
             solicited: parts.started,
             solicit_now: false,
         }
@@ -265,6 +279,7 @@ impl Control {
                     }
                     self.cni_all(calls);
                 }
+                Ok(Message::Carriers(outcome, heirs)) => self.take_carriers(outcome, heirs),
                 Ok(Message::Do(work)) => work(self),
                 Err(RecvTimeoutError::Timeout) => {}
             }
@@ -272,6 +287,7 @@ impl Control {
             self.install_cni();
             self.resolve_wanted();
             self.look_at_snat();
+            self.announce();
             self.publisher.collect();
             self.observers.prune(&self.workers);
         }
@@ -319,9 +335,14 @@ impl Control {
         self.redirect(&compiled.redirects);
         // Asked for at once, not at the next second: the first packet would wait for it.
         self.solicit_now = !compiled.wanted_neighbours.is_empty();
+        let topology = Topology::of(&self.cluster, &self.config.node, compiled.placement.clone());
+        if let Some(carriers) = &mut self.carriers {
+            carriers.know(topology);
+        }
         let generation = self.publisher.publish(compiled);
         self.workers.iter().for_each(Handle::wake);
         let applied = self.wait_applied(generation);
+        self.announce();
         let took = since.elapsed().as_secs_f64();
         self.programming.observe(took);
         self.network_programming.observe(took);
@@ -481,6 +502,54 @@ impl Control {
         self.look_at_machine();
     }
 
+    fn take_carriers(&mut self, outcome: Outcome, heirs: Vec<Mapping>) {
+        let nodes = |outcome: Option<&Outcome>| {
+            let carried = outcome.map(|o| o.carried.iter().map(|(a, c)| (*a, c.node.clone())).collect::<Vec<_>>());
+            carried.unwrap_or_default()
+        };
+        let before = nodes(self.view.carriers.as_ref());
+        let cut_off = std::mem::replace(&mut self.cut_off, outcome.cut_off);
+        if outcome.cut_off && !cut_off {
+            tracing::warn!("cut off from most other nodes: this one carries no address until it reaches them again");
+        }
+        self.view.carriers = Some(outcome);
+        self.inherit(heirs);
+        if nodes(self.view.carriers.as_ref()) != before {
+            self.apply(Instant::now());
+        }
+    }
+
+    /// Hands flows of an address that comes here to the workers that will own them, before the tables that bring it.
+    fn inherit(&mut self, heirs: Vec<Mapping>) {
+        let count = self.workers.len() as u16;
+        let mut shares: BTreeMap<u16, Vec<Mapping>> = BTreeMap::new();
+        for mapping in heirs {
+            shares.entry(owner_of(mapping.source, count)).or_default().push(mapping);
+        }
+        for (worker, share) in shares {
+            tracing::info!(worker, flows = share.len(), "flows of an address that comes here");
+            if !self.workers.get(usize::from(worker)).is_some_and(|w| w.inherit(share)) {
+                tracing::error!(worker, "flows of an address that comes here are lost: the worker does not answer");
+            }
+        }
+    }
+
+    /// Tells the segment of addresses that have come to this node.
+    fn announce(&mut self) {
+        let egress = &self.publisher.current().tables.egress;
+        let ours: BTreeSet<IpAddr> = egress.announced.iter().map(|a| IpAddr::from(*a)).collect();
+        let now = Instant::now();
+        let (come, gone) = self.announcer.set(&ours, now);
+        come.iter().for_each(|address| tracing::info!(%address, "address carried by this node now"));
+        gone.iter().for_each(|address| tracing::info!(%address, "address no longer carried by this node"));
+        let mac = self.view.uplink.mac;
+        let frames: Vec<Vec<u8>> =
+            self.announcer.take_due(now).into_iter().filter_map(|address| announce::frame(address, mac)).collect();
+        if let Some(worker) = self.workers.first().filter(|_| !frames.is_empty()) {
+            worker.originate(self.view.uplink.port, frames);
+        }
+    }
+
     fn look_at_snat(&mut self) {
         let started = SystemTime::now() - self.started.elapsed();
         let named = |address: IpAddr| {
@@ -497,6 +566,9 @@ impl Control {
 
     /// Ends the workers; pods keep their interfaces.
     pub fn shut_down(&mut self) -> Result<()> {
+        if let Some(carriers) = &mut self.carriers {
+            carriers.stop();
+        }
         for worker in &mut self.workers {
             worker.stop();
         }

@@ -7,13 +7,16 @@
 //! CNI, CLI   ─▶┘    that is not a packet)
 //! ```
 
+pub mod announce;
 pub mod attachments;
 pub mod capabilities;
+pub mod carriers;
 pub mod control;
 pub mod guard;
 pub mod host;
 pub mod install;
 pub mod limits;
+pub mod mirror;
 pub mod observe;
 pub mod plug;
 pub mod pods;

@@ -102,12 +102,27 @@ impl Control {
         all.extend(self.refused_pods());
         all.extend(self.limit_problems.iter().cloned());
         all.extend(self.snat.problems().iter().map(Problem::plain));
+        if self.cut_off {
+            all.push(Problem::plain(
+                "cut off from most other nodes: no egress or load-balancer address is carried here",
+            ));
+        }
         for (at, worker) in self.workers.iter().enumerate() {
             if !worker.is_alive() {
                 all.push(Problem::plain(format!("worker {at} has ended; restart sluiced")));
             }
         }
         all.sort();
+        all.dedup();
+        all
+    }
+
+    /// Egress and load-balancer addresses that are on this node now.
+    fn carried_addresses(&self) -> Vec<IpAddr> {
+        let egress = &self.publisher.current().tables.egress;
+        let mut all: Vec<IpAddr> =
+            egress.addresses.iter().chain(&egress.announced).map(|address| IpAddr::from(*address)).collect();
+        all.sort_unstable();
         all.dedup();
         all
     }
@@ -187,6 +202,7 @@ impl Control {
                 huge_pages: self.pool.huge_pages(),
             },
             wanted_neighbours: self.publisher.current().wanted_neighbours.iter().copied().collect(),
+            carried_addresses: self.carried_addresses(),
             ignored_objects: self.snapshot.ignored.clone(),
             ipam: self.ipam_reports(),
         }

@@ -3,6 +3,7 @@
 //! What the machine lacks is said before anything is changed on it, with the command that provides it (exit code 4).
 
 use super::attachments::Attachments;
+use super::carriers::Carriers;
 use super::control::{Control, Link, Message, Parts};
 use super::guard::Guard;
 use super::host::{self, Lacking, Notes};
@@ -16,6 +17,7 @@ use crossbeam::channel::{Receiver, Sender, unbounded};
 use sluice_afxdp::Umem;
 use sluice_cni::pending::PendingDels;
 use sluice_cni::protocol::Verb;
+use sluice_ctrl::carriers::Outcome;
 use sluice_ctrl::compile::{HostPort, Knobs, LocalView, Uplink};
 use sluice_ctrl::config::{Config, Source, UplinkDriver, Workers};
 use sluice_ctrl::ipam::Ipam;
@@ -49,6 +51,8 @@ pub fn run(config: Config) -> Result<()> {
     let (link, inbox, mut control, watch) = assemble(config, &path, started)?;
     let config = control.config.clone();
     let server = api::server::Server::bind(&config.socket, config.metrics)?;
+    control.carriers =
+        Some(Carriers::start(config.node.clone(), config.liveness.port, control.shared.clone(), link.clone())?);
     control.read_machine();
     control.import();
     control.apply(started);
@@ -151,6 +155,8 @@ fn assemble(
         pods: BTreeMap::new(),
         neighbours: BTreeMap::new(),
         gateways: [None, None],
+        // Nothing is carried before the election has spoken: another node may be at it.
+        carriers: Some(Outcome::default()),
     };
     let pool = FramePool::new(PoolOptions { frames: FRAMES, huge_pages: true })?;
     let shared = Shared::new(config.flows.max);

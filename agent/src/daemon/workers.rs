@@ -8,6 +8,7 @@ use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use sluice_ctrl::config::Idle;
 use sluice_engine::flow::{Entry, State};
+use sluice_engine::nat::Mapping;
 use sluice_engine::trace::Trace;
 use sluice_engine::{Counters, Rate, Worker};
 use sluice_port::{PortMode, PortStats, Queue};
@@ -44,6 +45,10 @@ pub enum Command {
     },
     /// Hold this port to rates: towards it, and from it.
     Limit(u16, [Option<Rate>; 2]),
+    /// Flows of an egress address that will come here with the next tables; told when they are noted.
+    Inherit(Vec<Mapping>, Sender<()>),
+    /// Send these frames out of this port.
+    Originate(u16, Vec<Vec<u8>>),
     /// Describe the ports.
     Ports(Sender<Vec<PortReport>>),
     /// Describe flows, at most so many.
@@ -165,6 +170,17 @@ impl Handle {
     /// Holds a port to rates, towards it and from it.
     pub fn limit(&self, port: u16, rates: [Option<Rate>; 2]) {
         let _ = self.commands.send(Command::Limit(port, rates));
+        self.wake();
+    }
+
+    /// Gives it flows of an egress address to make with the next tables, and waits until it has them.
+    pub fn inherit(&self, mappings: Vec<Mapping>) -> bool {
+        self.ask(|done| Command::Inherit(mappings, done)).is_some()
+    }
+
+    /// Has it send frames out of a port.
+    pub fn originate(&self, port: u16, frames: Vec<Vec<u8>>) {
+        let _ = self.commands.send(Command::Originate(port, frames));
         self.wake();
     }
 
@@ -296,6 +312,17 @@ impl Thread {
                 let _ = done.send(self.worker.detach(port));
             }
             Command::Limit(port, [towards, from]) => self.worker.limit(port, towards, from),
+            Command::Inherit(mappings, done) => {
+                self.worker.pipeline().inherit(mappings);
+                let _ = done.send(());
+            }
+            Command::Originate(port, frames) => {
+                for frame in frames {
+                    if !self.worker.pipeline().originate(port, &frame) {
+                        tracing::warn!(worker = self.id, "no free frame for an announcement");
+                    }
+                }
+            }
             Command::Ports(reply) => {
                 let all = self.worker.ports().map(|(port, stats, mode)| PortReport { port, stats, mode });
                 let _ = reply.send(all.collect());

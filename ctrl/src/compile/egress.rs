@@ -1,121 +1,94 @@
 //! Egress gateways: which pods leave the cluster where, and under which address.
 //!
-//! Owner: the control thread. Source: sluicegate.dev/v1alpha1 `EgressGateway`. Every node computes the same placement
-//! from the cluster alone: rendezvous hashing (Thaler, Ravishankar 1998) of the pod's address chooses one of the
-//! egress addresses of its family, rendezvous hashing of that address chooses the one node that carries it, so that no
-//! two nodes ever answer for one address. Weight of a candidate: [`StableHasher`], FNV-1a 64 over the 16 bytes of
-//! the address that asks (IPv4 as ::ffff:a.b.c.d) and the candidate's bytes (address or node name); the highest wins,
-//! the lower candidate where two are equal. Candidates are nodes that are not known to be unready; where all are
-//! unready, all of them, because an egress address must not be left for that.
+//! Owner: the control thread. Source: sluicegate.dev/v1alpha1 `EgressGateway`. Rendezvous hashing of the pod's address
+//! chooses one of the egress addresses of its family; the node that carries that address now is where the pod's new flows
+//! leave (`compile::carriers`). Flows that have begun stay with their gateway as long as it carries anything of this object.
 //! Invariant: a selected pod never leaves with another source (law 6): no node or no address gives `Nowhere`.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::hash::Hasher;
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use sluice_tables::stable_hash::StableHasher;
-use sluice_tables::{Address, Egress, EgressPath, EgressRule, Lpm, Prefix};
+use sluice_tables::{Address, Egress, EgressPath, EgressRule, HopId, Lpm, Prefix};
 
+use super::carriers::Moving;
 use super::directory::Known;
 use super::hops::HopPlan;
 use super::{Context, Finding};
-use crate::model::{EgressGateway, Family, Labels, Node};
+use crate::carriers::placement::weight;
+use crate::model::{EgressGateway, Family, Labels};
 
 /// The rules that concern this node, and the names of other nodes that local pods leave through.
 pub(crate) fn compile(
     context: &Context<'_>,
     plan: &HopPlan,
+    moving: &Moving,
     invalid: &mut BTreeSet<Finding>,
 ) -> (Egress, BTreeSet<String>) {
-    let holders = holders(context, invalid);
+    let own = context.node.name.as_str();
     let mut egress = Egress::default();
     let mut gateways_used = BTreeSet::new();
     for gateway in context.cluster.egress_gateways.values() {
-        let shape = Shape::of(gateway);
+        let addresses = moving.egress.get(&gateway.name).map_or(&[][..], Vec::as_slice);
+        let carriers: BTreeSet<&str> = addresses.iter().filter_map(|ip| moving.carrier(*ip)).collect();
+        let keep: Vec<HopId> = carriers.iter().filter_map(|node| plan.gateway_tunnels.get(*node).copied()).collect();
+        let shape = Shape::of(gateway, keep.into());
+        let (mut serves, mut shadowed) = (false, false);
         for known in context.directory.pods.values().filter(|known| selects(context, gateway, known)) {
             for address in &known.addresses {
-                let chosen = choose(gateway, *address, &holders);
-                let path = match chosen {
-                    Some((_, node)) if node == context.node.name => EgressPath::Here,
+                let chosen = choose(addresses, *address);
+                let path = match chosen.and_then(|ip| moving.carrier(ip)) {
+                    Some(node) if node == own => EgressPath::Here,
                     // A pod of another node that leaves elsewhere is none of our business.
                     _ if known.local.is_none() => continue,
-                    Some((_, node)) => match plan.tunnels.get(node) {
-                        Some(hop) => {
-                            gateways_used.insert(node.to_owned());
-                            EgressPath::Gateway(*hop)
-                        }
-                        None => EgressPath::Nowhere,
-                    },
+                    Some(node) => {
+                        plan.gateway_tunnels.get(node).map_or(EgressPath::Nowhere, |hop| EgressPath::Gateway(*hop))
+                    }
                     None => EgressPath::Nowhere,
                 };
-                let rule = shape.rule(path, chosen.map_or(unspecified(*address), |(ip, _)| ip.into()));
-                egress.rules.entry(Address::from(*address)).or_default().push(rule);
+                serves |= known.local.is_some();
+                let rule = shape.rule(path, chosen.map_or(unspecified(*address), Into::into));
+                let rules = egress.rules.entry(Address::from(*address)).or_default();
+                if let Some(first) = rules.iter().find(|earlier| !shadowed && shadows(earlier, &rule)) {
+                    shadowed = true;
+                    let why = format!(
+                        "pod {} and its destinations are EgressGateway {}'s already, which counts because of its name",
+                        known.name, first.name
+                    );
+                    let name = gateway.name.clone();
+                    invalid.insert(Finding { kind: "EgressGateway", name, field: "spec.podSelector", why });
+                }
+                rules.push(rule);
             }
         }
+        if serves {
+            gateways_used.extend(carriers.into_iter().filter(|node| *node != own).map(str::to_owned));
+        }
     }
-    let ours = holders.values().filter(|held| held.node == Some(context.node.name.as_str()));
-    egress.addresses = ours.map(|held| Address::from(held.address)).collect();
+    let ours: BTreeSet<IpAddr> = moving.carried_by(own).collect();
+    let leaves_with: BTreeSet<IpAddr> = moving.egress.values().flatten().copied().collect();
+    egress.addresses = ours.intersection(&leaves_with).map(|ip| Address::from(*ip)).collect();
+    let announced = ours.iter().filter(|ip| !context.node.internal_ips.contains(ip));
+    egress.announced = announced.map(|ip| Address::from(*ip)).collect();
     (egress, gateways_used)
 }
 
-/// An egress address and the node that carries it.
-struct Held<'a> {
-    address: IpAddr,
-    node: Option<&'a str>,
+/// The egress address of a pod's address: the one of its family with the highest weight, the lower where two are equal.
+/// Addresses that nobody carries now count too: their pods wait for them, and no other pod moves.
+fn choose(addresses: &[IpAddr], pod: IpAddr) -> Option<IpAddr> {
+    let of_family = addresses.iter().copied().filter(|ip| Family::of(ip) == Family::of(&pod));
+    of_family.max_by_key(|ip| (weight(pod, &Address::from(*ip).0), std::cmp::Reverse(*ip)))
 }
 
-/// Every egress address with its one carrier, by address. The first gateway by name that lists an address decides.
-fn holders<'a>(context: &Context<'a>, invalid: &mut BTreeSet<Finding>) -> BTreeMap<IpAddr, Held<'a>> {
-    let mut holders: BTreeMap<IpAddr, Held<'a>> = BTreeMap::new();
-    let mut deciders: BTreeMap<IpAddr, &EgressGateway> = BTreeMap::new();
-    for gateway in context.cluster.egress_gateways.values() {
-        let candidates = candidates(context, gateway);
-        for address in &gateway.egress_ips {
-            let first = *deciders.entry(*address).or_insert(gateway);
-            if first.name != gateway.name {
-                let carrier = holders.get(address).and_then(|held| held.node);
-                if !candidates.iter().any(|n| Some(n.name.as_str()) == carrier) {
-                    let why = format!(
-                        "{address} is carried by a node of EgressGateway {} and of no node of this one",
-                        first.name
-                    );
-                    let name = gateway.name.clone();
-                    invalid.insert(Finding { kind: "EgressGateway", name, field: "spec.egressIPs", why });
-                }
-                continue;
-            }
-            let node = rendezvous(*address, candidates.iter().map(|n| (n.name.as_bytes(), n.name.as_str())));
-            holders.insert(*address, Held { address: *address, node });
-        }
-    }
-    holders
-}
-
-/// The gateway's nodes, by name.
-fn candidates<'a>(context: &Context<'a>, gateway: &EgressGateway) -> Vec<&'a Node> {
-    let nodes = context.cluster.nodes.values().map(Arc::as_ref);
-    let all: Vec<&Node> = nodes.filter(|n| !gateway.fail_closed && gateway.gateway_nodes.matches(&n.labels)).collect();
-    let ready: Vec<&Node> = all.iter().copied().filter(|n| n.ready != Some(false)).collect();
-    if ready.is_empty() { all } else { ready }
-}
-
-/// The egress address of a pod's address, and the node that carries it.
-fn choose<'a>(gateway: &EgressGateway, pod: IpAddr, holders: &BTreeMap<IpAddr, Held<'a>>) -> Option<(IpAddr, &'a str)> {
-    let carried = gateway.addresses(Family::of(&pod)).filter_map(|ip| Some((ip, holders.get(&ip)?.node?)));
-    let carried: Vec<_> = carried.map(|(ip, node)| (Address::from(ip).0, (ip, node))).collect();
-    rendezvous(pod, carried.iter().map(|(bytes, chosen)| (bytes.as_slice(), *chosen)))
-}
-
-/// The candidate with the highest weight for `asks`; the lower bytes where weights are equal.
-fn rendezvous<'a, T>(asks: IpAddr, candidates: impl Iterator<Item = (&'a [u8], T)>) -> Option<T> {
-    let weight = |candidate: &[u8]| {
-        let mut hasher = StableHasher::default();
-        hasher.write(&Address::from(asks).0);
-        hasher.write(candidate);
-        hasher.finish()
-    };
-    candidates.max_by_key(|(bytes, _)| (weight(bytes), std::cmp::Reverse(bytes.to_vec()))).map(|(_, chosen)| chosen)
+/// Whether an earlier rule of a pod takes all that goes to one of a later rule's networks.
+fn shadows(earlier: &EgressRule, later: &EgressRule) -> bool {
+    let excepted =
+        |net: &Prefix| earlier.excluded.entries().iter().any(|(hole, _)| hole.covers(net) || net.covers(hole));
+    let Some(later) = &later.destinations else { return earlier.destinations.is_none() };
+    later.entries().iter().filter(|(net, _)| !excepted(net)).any(|(net, _)| match &earlier.destinations {
+        None => true,
+        Some(map) => map.entries().iter().any(|(wider, _)| wider.covers(net)),
+    })
 }
 
 fn selects(context: &Context<'_>, gateway: &EgressGateway, known: &Known<'_>) -> bool {
@@ -129,21 +102,23 @@ struct Shape {
     name: Arc<str>,
     destinations: Option<Arc<Lpm<bool>>>,
     excluded: Arc<Lpm<()>>,
+    keep: Arc<[HopId]>,
 }
 
 impl Shape {
-    fn of(gateway: &EgressGateway) -> Shape {
+    fn of(gateway: &EgressGateway, keep: Arc<[HopId]>) -> Shape {
         let to = gateway.destinations.as_ref().map(|nets| nets.iter().map(|net| (Prefix::from(*net), true)));
         Shape {
             name: gateway.name.as_str().into(),
             destinations: to.map(|nets| Arc::new(Lpm::from_entries(nets))),
             excluded: Arc::new(Lpm::from_entries(gateway.excluded.iter().map(|net| (Prefix::from(*net), ())))),
+            keep,
         }
     }
 
     fn rule(&self, path: EgressPath, address: Address) -> EgressRule {
-        let (name, destinations) = (self.name.clone(), self.destinations.clone());
-        EgressRule { name, destinations, excluded: self.excluded.clone(), path, address }
+        let (name, destinations, keep) = (self.name.clone(), self.destinations.clone(), self.keep.clone());
+        EgressRule { name, destinations, excluded: self.excluded.clone(), path, keep, address }
     }
 }
 
@@ -155,33 +130,29 @@ fn unspecified(like: IpAddr) -> Address {
 mod tests {
     use super::*;
 
-    fn chosen(pod: &str, nodes: &[&str]) -> String {
-        rendezvous(pod.parse().unwrap(), nodes.iter().map(|n| (n.as_bytes(), *n))).unwrap().to_owned()
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
     }
 
     #[test]
-    fn a_candidate_that_leaves_moves_only_what_it_carried() {
-        let (all, fewer) = (["gw-a", "gw-b", "gw-c"], ["gw-a", "gw-c"]);
-        let mut carried = 0;
-        for last in 0..=255 {
-            let pod = format!("10.244.1.{last}");
-            match chosen(&pod, &all).as_str() {
-                "gw-b" => carried += 1,
-                other => assert_eq!(chosen(&pod, &fewer), other),
+    fn an_address_that_goes_moves_only_the_pods_it_had() {
+        let (all, fewer) =
+            ([ip("192.0.2.50"), ip("192.0.2.51"), ip("192.0.2.52")], [ip("192.0.2.50"), ip("192.0.2.52")]);
+        let mut had = 0;
+        for last in 0..=255u8 {
+            let pod = IpAddr::from([10, 244, 1, last]);
+            match choose(&all, pod) {
+                Some(gone) if gone == ip("192.0.2.51") => had += 1,
+                other => assert_eq!(choose(&fewer, pod), other),
             }
         }
-        assert!((40..130).contains(&carried), "a third of 256, got {carried}");
+        assert!((40..130).contains(&had), "a third of 256, got {had}");
     }
 
     #[test]
-    fn the_choice_is_pinned_because_nodes_of_different_builds_must_agree() {
-        let nodes = ["gw-a", "gw-b", "gw-c"];
-        let picks: Vec<_> = (1..=6).map(|n| chosen(&format!("10.244.1.{n}"), &nodes)).collect();
-        assert_eq!(picks.join(" "), "gw-a gw-a gw-c gw-c gw-a gw-c");
-    }
-
-    #[test]
-    fn nobody_is_chosen_of_nobody() {
-        assert_eq!(rendezvous::<()>("10.0.0.1".parse().unwrap(), std::iter::empty()), None);
+    fn a_pod_gets_an_address_of_its_own_family() {
+        let both = [ip("192.0.2.50"), ip("2001:db8::50")];
+        assert_eq!(choose(&both, ip("fd00::5")), Some(ip("2001:db8::50")));
+        assert_eq!(choose(&both[..1], ip("fd00::5")), None);
     }
 }

@@ -10,6 +10,7 @@ use sluice_tables::hops::TunnelSpec;
 use sluice_tables::node::GATEWAY_MAC;
 use sluice_tables::{Hop, HopId, HopKind, Hops, TableError};
 
+use super::carriers::Moving;
 use super::local::tunnel_mac;
 use super::{Context, Finding};
 use crate::model::{Family, NamespacedName, Node};
@@ -25,6 +26,8 @@ pub(crate) struct HopPlan {
     pub pods: BTreeMap<NamespacedName, HopId>,
     /// Other nodes, through the overlay; a node without a common address family has none.
     pub tunnels: BTreeMap<String, HopId>,
+    /// Other nodes that carry an egress address now: the same ways, for what leaves the cluster there.
+    pub gateway_tunnels: BTreeMap<String, HopId>,
     /// Neighbours on the uplink, resolved or wanted.
     pub neighbours: BTreeMap<IpAddr, HopId>,
     pub gateways: [Option<HopId>; 2],
@@ -41,7 +44,11 @@ impl HopPlan {
     }
 }
 
-pub(crate) fn plan(context: &Context<'_>, invalid: &mut BTreeSet<Finding>) -> Result<HopPlan, TableError> {
+pub(crate) fn plan(
+    context: &Context<'_>,
+    moving: &Moving,
+    invalid: &mut BTreeSet<Finding>,
+) -> Result<HopPlan, TableError> {
     let uplink = &context.local.uplink;
     let own_tunnel_mac = tunnel_mac(context.node).unwrap_or(uplink.mac);
     let mut list = Vec::new();
@@ -80,7 +87,9 @@ pub(crate) fn plan(context: &Context<'_>, invalid: &mut BTreeSet<Finding>) -> Re
         mac
     };
 
-    let mut tunnels = BTreeMap::new();
+    let leaves_with: BTreeSet<IpAddr> = moving.egress.values().flatten().copied().collect();
+    let gateways: BTreeSet<&str> = leaves_with.iter().filter_map(|ip| moving.carrier(*ip)).collect();
+    let (mut tunnels, mut gateway_tunnels) = (BTreeMap::new(), BTreeMap::new());
     for (peer, ends) in &underlays {
         let Some((theirs, ours)) = *ends else {
             let why = "no InternalIP of a family that this node has too; its pods cannot be reached".to_owned();
@@ -100,6 +109,9 @@ pub(crate) fn plan(context: &Context<'_>, invalid: &mut BTreeSet<Finding>) -> Re
             }),
             _ => Hop::unresolved(uplink.port, mtu),
         };
+        if gateways.contains(peer.name.as_str()) {
+            gateway_tunnels.insert(peer.name.clone(), add(hop.as_gateway()));
+        }
         tunnels.insert(peer.name.clone(), add(hop));
     }
 
@@ -138,7 +150,8 @@ pub(crate) fn plan(context: &Context<'_>, invalid: &mut BTreeSet<Finding>) -> Re
         };
         neighbours.insert(address, id);
     }
-    Ok(HopPlan { hops: Hops::try_new(list)?, pods, tunnels, neighbours, gateways, wanted, pod_mtu })
+    let hops = Hops::try_new(list)?;
+    Ok(HopPlan { hops, pods, tunnels, gateway_tunnels, neighbours, gateways, wanted, pod_mtu })
 }
 
 /// Outer addresses, theirs and ours: IPv4 where both nodes have one, else IPv6.

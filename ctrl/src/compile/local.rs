@@ -11,6 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::CompileError;
+use crate::carriers::Outcome;
 use crate::model::{Cluster, Family, NamespacedName, Node, Protocol};
 
 /// The uplink of this node.
@@ -80,6 +81,8 @@ pub struct LocalView {
     pub neighbours: BTreeMap<IpAddr, [u8; 6]>,
     /// Next hop towards everything off-link, IPv4 then IPv6.
     pub gateways: [Option<IpAddr>; 2],
+    /// Which node carries which address now; none where nobody elects (a replay): then the objects decide.
+    pub carriers: Option<Outcome>,
 }
 
 /// What a replay chooses besides the cluster.
@@ -149,6 +152,7 @@ impl LocalView {
             pods: BTreeMap::new(),
             neighbours: BTreeMap::new(),
             gateways,
+            carriers: None,
         };
         let here = cluster.pods.values().filter(|p| p.node.as_deref() == Some(name));
         for (pod, index) in here.filter(|p| !p.host_network && !p.is_finished()).zip(0u16..) {

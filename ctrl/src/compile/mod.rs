@@ -6,6 +6,7 @@
 //! [`Finding`], never left out silently. Cost: one walk over the cluster; Services that did not change keep their
 //! compiled form, so that Maglev tables are built for changed Services only.
 
+pub mod carriers;
 pub mod directory;
 pub mod egress;
 pub mod endpoints;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 
 use sluice_tables::{LocalNode, TableError, Tables};
 
+use crate::carriers::Placement;
 use crate::model::{Cluster, Family, Node};
 use directory::Directory;
 
@@ -78,6 +80,8 @@ pub struct Compiled {
     pub steering: Steering,
     /// Ports of the node's addresses whose connections the host itself must send to us.
     pub redirects: BTreeSet<Redirect>,
+    /// Addresses that move between nodes, and the nodes that may carry each.
+    pub placement: Placement,
     services: Option<services::ServiceState>,
 }
 
@@ -109,8 +113,9 @@ pub fn compile(
     let directory = Directory::new(cluster, local, &mut invalid);
     let context = Context { cluster, local, knobs, node, directory };
 
-    let plan = hops::plan(&context, &mut invalid)?;
-    let (egress, gateways_used) = egress::compile(&context, &plan, &mut invalid);
+    let moving = carriers::compile(&context, &mut invalid);
+    let plan = hops::plan(&context, &moving, &mut invalid)?;
+    let (egress, gateways_used) = egress::compile(&context, &plan, &moving, &mut invalid);
     let routes = routes::compile(&context, &plan, &gateways_used, &mut invalid);
     let (mut services, state) = services::compile(&context, previous.and_then(|p| p.services.as_ref()), &mut invalid)?;
     let host_ports = host_ports::of(&context);
@@ -137,6 +142,7 @@ pub fn compile(
         wanted_neighbours: plan.wanted,
         steering,
         redirects,
+        placement: moving.placement,
         services: Some(state),
     })
 }
@@ -171,6 +177,7 @@ pub fn empty(local: &LocalView, knobs: &Knobs) -> Compiled {
         wanted_neighbours: BTreeSet::new(),
         steering: Steering::default(),
         redirects: BTreeSet::new(),
+        placement: Placement::default(),
         services: None,
     }
 }

@@ -6,8 +6,8 @@ mod sections;
 mod units;
 
 pub use sections::{
-    Cidrs, Cni, CniInstall, DenyAction, Flows, Guard, GuardCheck, HostPort, Idle, Masquerade, PodDriver, PodPorts,
-    PolicySettings, Ports, Source, Timeouts, Uplink, UplinkDriver, Vxlan, XdpMode,
+    Cidrs, Cni, CniInstall, DenyAction, Flows, Guard, GuardCheck, HostPort, Idle, Liveness, Masquerade, PodDriver,
+    PodPorts, PolicySettings, Ports, Source, Timeouts, Uplink, UplinkDriver, Vxlan, XdpMode,
 };
 pub use units::{Queues, Seconds, Workers};
 
@@ -79,6 +79,8 @@ pub struct Config {
     pub node_ports: PortRange,
     /// The flow table.
     pub flows: Flows,
+    /// Signs of life between nodes.
+    pub liveness: Liveness,
     /// Policy settings.
     pub policy: PolicySettings,
     /// The Unix socket of the agent.
@@ -114,6 +116,7 @@ impl Config {
             masquerade: Masquerade::default(),
             node_ports: port_range(30_000, 32_767),
             flows: Flows::default(),
+            liveness: Liveness::default(),
             policy: PolicySettings::default(),
             socket: PathBuf::from("/run/sluicegate/sluiced.sock"),
             state_dir: Path::new("/var/lib/sluicegate").join(node),
@@ -230,6 +233,9 @@ impl Config {
         if ours.overlaps(nodes) {
             return Err(("masquerade.ports", format!("{ours} overlaps node_ports {nodes}")));
         }
+        if self.liveness.port == 0 || self.liveness.port == self.vxlan.port {
+            return Err(("liveness.port", format!("{} cannot be used", self.liveness.port)));
+        }
         for (field, range) in [("masquerade.ports", ours), ("node_ports", nodes)] {
             if range.contains(self.vxlan.port) {
                 return Err((field, format!("{range} holds vxlan.port {}", self.vxlan.port)));
@@ -261,6 +267,7 @@ struct Document {
     masquerade: Masquerade,
     node_ports: Option<PortRange>,
     flows: Flows,
+    liveness: Liveness,
     policy: PolicySettings,
     socket: Option<PathBuf>,
     state_dir: Option<PathBuf>,
@@ -311,6 +318,7 @@ impl Document {
             masquerade: self.masquerade,
             node_ports: self.node_ports.unwrap_or(defaults.node_ports),
             flows: self.flows,
+            liveness: self.liveness,
             policy: self.policy,
             socket: self.socket.unwrap_or(defaults.socket),
             state_dir,

@@ -195,6 +195,20 @@ impl Default for Masquerade {
     }
 }
 
+/// How nodes tell each other that they are there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Liveness {
+    /// UDP port on the nodes' overlay addresses.
+    pub port: u16,
+}
+
+impl Default for Liveness {
+    fn default() -> Self {
+        Liveness { port: 9766 }
+    }
+}
+
 /// How long a flow without packets is remembered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -52,6 +52,7 @@ pub(super) fn import(name: NamespacedName, root: &At<'_>, report: &mut Report) -
         selector: report.optional(spec.get("selector").labels()).filter(|s| !s.is_empty()),
         external_ips: addresses(&spec.get("externalIPs"), report),
         load_balancer: if balanced { load_balancer(root, report) } else { Vec::new() },
+        load_balancer_class: report.optional(spec.get("loadBalancerClass").text()).map(str::to_owned),
         source_ranges: restricted.then(|| ranges.iter().filter_map(|r| report.field(r.network())).collect()),
         external_traffic: traffic_policy(&spec.get("externalTrafficPolicy"), report),
         internal_traffic: traffic_policy(&spec.get("internalTrafficPolicy"), report),

@@ -114,6 +114,8 @@ pub struct Service {
     pub external_ips: Vec<IpAddr>,
     /// Addresses of the load balancer.
     pub load_balancer: Vec<LoadBalancerAddress>,
+    /// `spec.loadBalancerClass`: whose business the load balancer is.
+    pub load_balancer_class: Option<String>,
     /// `spec.loadBalancerSourceRanges`: none means every source; some means only these, also when the list is empty
     /// because no entry could be understood.
     pub source_ranges: Option<Vec<IpNet>>,
@@ -143,6 +145,13 @@ impl Service {
             && !self.other_proxy
             && !self.cluster_ips.is_empty()
             && !self.ports.is_empty()
+    }
+
+    /// True where a load balancer's address is ours to give: no class, or one of ours.
+    pub fn is_balanced_here(&self) -> bool {
+        self.kind == ServiceKind::LoadBalancer
+            && self.is_served()
+            && self.load_balancer_class.as_ref().is_none_or(|class| class.starts_with("sluicegate.dev/"))
     }
 
     /// The cluster address of a family.

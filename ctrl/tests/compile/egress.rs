@@ -157,3 +157,95 @@ status:
     assert!(!story.on("node-g").tables.egress.addresses.is_empty(), "the last one is used all the same");
     assert_eq!(story.on("node-a").local_pod("shop/a").name.as_ref(), "shop/a");
 }
+
+/// What is reported of the gateway of a story.
+fn complaints(story: &Story, node: &str) -> Vec<String> {
+    let about = |f: &&sluice_ctrl::compile::Finding| f.kind == "EgressGateway";
+    story.on(node).invalid.iter().filter(about).map(|f| format!("{}: {}", f.field, f.why)).collect()
+}
+
+#[test]
+fn an_address_that_is_somebody_elses_is_refused_and_the_others_work() {
+    for (taken, whose) in [
+        ("10.244.2.6", "the address of pod shop/b"),
+        ("192.0.2.12", "the address of node node-b"),
+        ("10.96.7.7", "in 10.96.0.0/12"),
+    ] {
+        let story = story(&format!("{ALL}, egressIPs: ['{taken}', 192.0.2.50]"));
+        let said = complaints(&story, "node-a");
+        assert!(said.len() == 1 && said[0].starts_with("spec.egressIPs: ") && said[0].contains(whose), "{said:?}");
+        let compiled = story.on("node-a");
+        let found = rule(&compiled, "10.244.1.5", "198.51.100.1").unwrap();
+        assert_eq!(found.address, ip("192.0.2.50"));
+        assert!(matches!(found.path, EgressPath::Gateway(_)));
+        assert_eq!(story.on("node-g").tables.egress.addresses, [ip("192.0.2.50")]);
+    }
+}
+
+#[test]
+fn a_gateways_own_address_stays_on_that_node_and_the_host_answers_for_it() {
+    let compiled = story(&format!("{ALL}, egressIPs: [192.0.2.19]")).on("node-g");
+    assert_eq!(compiled.tables.egress.addresses, [ip("192.0.2.19")]);
+    assert!(compiled.tables.egress.announced.is_empty());
+    assert!(compiled.invalid.iter().all(|f| f.kind != "EgressGateway"), "{:?}", compiled.invalid);
+}
+
+#[test]
+fn a_selector_that_selects_no_node_and_a_gateway_in_anothers_shadow_are_reported() {
+    let nobody = "podSelector: {}, namespaceSelector: {}, gatewayNodes: { matchLabels: { egress: never } }";
+    let said = complaints(&story(&format!("{nobody}, egressIPs: [192.0.2.50]")), "node-a");
+    assert!(said.len() == 1 && said[0].starts_with("spec.gatewayNodes: "), "{said:?}");
+    let narrow = |name: &str| {
+        let spec = format!("{ALL}, egressIPs: [192.0.2.51], destinationCIDRs: [198.51.100.0/24]");
+        gateway(&spec).replace("partners", name)
+    };
+    let wide = story(&format!("{ALL}, egressIPs: [192.0.2.50]"));
+    let said = complaints(&wide.clone().with(&narrow("zz-narrow")), "node-a");
+    assert!(said.len() == 1 && said[0].contains("EgressGateway partners"), "{said:?}");
+    assert_eq!(
+        complaints(&wide.with(&narrow("a-narrow")), "node-a"),
+        Vec::<String>::new(),
+        "the narrow one counts first"
+    );
+}
+
+#[test]
+fn the_election_says_where_an_address_is_and_flows_may_stay_with_every_gateway_that_carries_one() {
+    use sluice_ctrl::carriers::{Carried, Outcome};
+    use sluice_ctrl::compile::{Knobs, LocalView, Replay, compile};
+    use sluice_ctrl::config::Config;
+    let nodes = |name: &str, last: u8| {
+        format!(
+            "
+---
+apiVersion: v1
+kind: Node
+metadata: {{ name: {name}, labels: {{ egress: 'true' }} }}
+spec: {{ podCIDRs: [10.244.{last}.0/24] }}
+status: {{ addresses: [{{ type: InternalIP, address: 192.0.2.{last} }}] }}
+"
+        )
+    };
+    let story = story(&format!("{ALL}, egressIPs: [192.0.2.50, 192.0.2.51]")).with(&nodes("node-h", 20));
+    let cluster = story.cluster();
+    let compiled = |on: [Option<&str>; 2]| {
+        let mut view = LocalView::derived(&cluster, "node-a", &Replay::default()).unwrap();
+        let carried = ["192.0.2.50", "192.0.2.51"].iter().zip(on);
+        let carried = carried
+            .map(|(address, node)| (address.parse().unwrap(), Carried { node: node.map(str::to_owned), next: None }));
+        view.carriers = Some(Outcome { carried: carried.collect(), ..Outcome::default() });
+        compile(&cluster, &view, &Knobs::from(&Config::builtin("node-a")), None).unwrap()
+    };
+    let found = |c: &Compiled| rule(c, "10.244.1.5", "198.51.100.1").unwrap().clone();
+    let both = compiled([Some("node-g"), Some("node-h")]);
+    assert_eq!(found(&both).keep.len(), 2);
+    let moved = compiled([Some("node-h"), Some("node-h")]);
+    let EgressPath::Gateway(hop) = found(&moved).path else { panic!("{:?}", found(&moved)) };
+    assert_eq!(&*found(&moved).keep, [hop]);
+    assert_eq!(found(&moved).address, found(&both).address, "a pod keeps its address");
+    let version = moved.tables.hops.get(hop).unwrap().version;
+    assert!(both.tables.hops.gateway_of_version(version).is_some(), "node-h's tunnel is the same in both");
+    assert_eq!(found(&compiled([None, None])).path, EgressPath::Nowhere, "nobody carries it: nothing leaves");
+    let stranger = compiled([Some("node-b"), Some("node-b")]);
+    assert_eq!(found(&stranger).path, EgressPath::Nowhere, "a node that may not carry it does not");
+}

@@ -13,7 +13,7 @@ use crate::flow::{Entry4, Entry6, FlowTable, Key4, Key6, Side};
 use crate::handoff::Handoff;
 use crate::item::{BATCH, Fate, Item, Role};
 use crate::memo::Memo;
-use crate::nat::{Leases, Secret, SnatSpace, SnatSpaces};
+use crate::nat::{Leases, Mapping, Mirror, Secret, SnatSpace, SnatSpaces};
 use crate::nodes::fragment::Fragments;
 use crate::outbox::Outbox;
 use crate::reason::{Reason, Stage};
@@ -49,6 +49,8 @@ pub struct Shared {
     icmp_spent_until: AtomicU64,
     /// Clients that keep their backends.
     pub affinity: Affinity,
+    /// Egress mappings, for the node that would take over.
+    pub mirror: Mirror,
     /// Neighbours that control should find: written by workers, drained by control.
     pub wanted: crate::wanted::Wanted,
 }
@@ -116,6 +118,8 @@ pub struct Pipeline {
     again: Vec<Item>,
     /// Packets whose neighbour is being asked for, with the time at which they are given up.
     waiting: Vec<(u64, Item)>,
+    /// Mappings of an egress address that is to come here, with the time at which they are given up.
+    pub(crate) heirs: Vec<(u64, Mapping)>,
     /// Deadline of the packet that is decided anew.
     wait_until: Option<u64>,
     /// Fragments whose first has just come.
@@ -179,6 +183,7 @@ impl Pipeline {
             sweep_due: [0; 2],
             again: Vec::with_capacity(2 * BATCH),
             waiting: Vec::with_capacity(WAITING),
+            heirs: Vec::new(),
             wait_until: None,
             released: Vec::with_capacity(BATCH),
             peer_memo: Memo::default(),
@@ -209,6 +214,7 @@ impl Pipeline {
 
     /// Decides anew what waited for a neighbour; called when tables have changed.
     pub fn resume(&mut self) {
+        self.take_over();
         if self.waiting.is_empty() {
             return;
         }
@@ -292,6 +298,17 @@ impl Pipeline {
     #[inline(always)]
     pub(crate) fn tracing(&self) -> bool {
         self.trace.is_some()
+    }
+
+    /// Sends a frame that nobody's packet has caused; `false` if there is no free frame.
+    pub fn originate(&mut self, port: u16, bytes: &[u8]) -> bool {
+        let Some(frame) = self.cache.alloc_copy(bytes) else { return false };
+        self.counters.originated.add(1);
+        let mut item = Item::received(frame, port);
+        item.meta.own = true;
+        item.meta.fate = Fate::Send(port);
+        self.settle(item);
+        true
     }
 
     /// Takes frames just received: classifies them and passes them on. `items` is left empty.

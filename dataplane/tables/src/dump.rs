@@ -59,6 +59,7 @@ impl Tables {
             let kind = match hop.kind {
                 HopKind::Pod => "pod",
                 HopKind::Host => "host",
+                HopKind::Tunnel if hop.gateway => "gateway",
                 HopKind::Tunnel => "tunnel",
                 HopKind::Uplink => "uplink",
                 HopKind::Unresolved => "unresolved",
@@ -175,6 +176,9 @@ impl Tables {
     fn dump_egress(&self, out: &mut String) -> std::fmt::Result {
         writeln!(out, "[egress]")?;
         writeln!(out, "addresses={}", list(&self.egress.addresses))?;
+        let mut announced: Vec<_> = self.egress.announced.iter().collect();
+        announced.sort_unstable();
+        writeln!(out, "announced={}", list(announced))?;
         for (pod, rules) in sorted(&self.egress.rules) {
             for rule in rules {
                 let to = match &rule.destinations {

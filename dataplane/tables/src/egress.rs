@@ -3,7 +3,7 @@
 use crate::address::Address;
 use crate::hops::HopId;
 use crate::lpm::Lpm;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// Where a selected flow leaves the cluster.
@@ -26,8 +26,10 @@ pub struct EgressRule {
     pub destinations: Option<Arc<Lpm<bool>>>,
     /// Destinations excepted from it when `destinations` is `None`.
     pub excluded: Arc<Lpm<()>>,
-    /// Where the flow leaves.
+    /// Where a new flow leaves.
     pub path: EgressPath,
+    /// Where flows may leave that have begun to: tunnels to every node that carries an address of this gateway now.
+    pub keep: Arc<[HopId]>,
     /// The source address it gets there.
     pub address: Address,
 }
@@ -48,8 +50,10 @@ impl EgressRule {
 pub struct Egress {
     /// Rules by pod address, in object order; pods of this node, and pods elsewhere that leave through this node.
     pub rules: HashMap<Address, Vec<EgressRule>>,
-    /// Egress addresses this node holds: ARP and ND are answered for them.
+    /// Egress addresses this node holds: its SNAT addresses besides its own.
     pub addresses: Vec<Address>,
+    /// Addresses that are announced from here, egress addresses and load-balancer addresses: ARP and ND are answered for them.
+    pub announced: HashSet<Address>,
 }
 
 impl Egress {
@@ -74,6 +78,7 @@ mod tests {
             destinations: to.map(|nets| Arc::new(Lpm::from_entries(nets.iter().map(|n| (*n, true))))),
             excluded: Arc::new(Lpm::from_entries(not.iter().map(|n| (*n, ())))),
             path: EgressPath::Here,
+            keep: Arc::default(),
             address: Address::v4([192, 0, 2, 50]),
         }
     }
@@ -92,7 +97,7 @@ mod tests {
     fn the_first_rule_that_covers_is_used() {
         let pod = Address::v4([10, 244, 1, 5]);
         let rules = vec![rule("narrow", Some(&[net([198, 51, 100, 0], 24)]), &[]), rule("wide", None, &[])];
-        let egress = Egress { rules: [(pod, rules)].into_iter().collect(), addresses: vec![] };
+        let egress = Egress { rules: [(pod, rules)].into_iter().collect(), ..Egress::default() };
         let name = |to| egress.rule(pod, Address::v4(to)).map(|r| r.name.to_string());
         assert_eq!(name([198, 51, 100, 1]).as_deref(), Some("narrow"));
         assert_eq!(name([203, 0, 113, 1]).as_deref(), Some("wide"));

@@ -42,6 +42,9 @@ pub struct Hop {
     pub kind: HopKind,
     /// Valid bytes of `header`.
     pub header_len: u8,
+    /// Whether this is a tunnel that pods leave the cluster through: it is there as long as that gateway carries something,
+    /// so that flows through it look for another way when it no longer does, and the node's other flows do not.
+    pub gateway: bool,
     /// Tunnel over IPv4: one's-complement sum of the outer IPv4 header with length, TOS and checksum zero (host order).
     pub outer_sum: u16,
     /// The last two bytes (EtherType of the innermost Ethernet header) are set per packet family; the outer length,
@@ -53,18 +56,25 @@ pub struct Hop {
 #[derive(Clone, Debug, Default)]
 pub struct Hops {
     list: Vec<Hop>,
+    gateways: hashbrown::HashMap<u32, HopId>,
 }
 
 impl Hops {
     /// From hops in the order their ids were given.
     pub fn new(list: Vec<Hop>) -> Self {
-        Hops { list }
+        let gateways = (0u16..).zip(&list).filter(|(_, hop)| hop.gateway).map(|(id, hop)| (hop.version, HopId(id)));
+        Hops { gateways: gateways.collect(), list }
     }
 
     /// Like [`Hops::new`], but refuses more than [`MAX_HOPS`].
     pub fn try_new(list: Vec<Hop>) -> Result<Self, TableError> {
         at_most("hops", MAX_HOPS, list.len())?;
-        Ok(Hops { list })
+        Ok(Hops::new(list))
+    }
+
+    /// The gateway tunnel of a version: where a flow of another generation leaves the cluster, if that gateway is still one.
+    pub fn gateway_of_version(&self, version: u32) -> Option<HopId> {
+        self.gateways.get(&version).copied()
     }
 
     /// The hop with a number; `None` for a number of another generation.
@@ -96,7 +106,7 @@ impl Hop {
         let mut header = [0; MAX_HOP_HEADER];
         header[..6].copy_from_slice(&destination);
         header[6..12].copy_from_slice(&source);
-        Hop { version: 0, port, mtu, kind, header_len: 14, outer_sum: 0, header }.stamped()
+        Hop { version: 0, port, mtu, kind, header_len: 14, gateway: false, outer_sum: 0, header }.stamped()
     }
 
     /// Whether nothing but the ordinary per-packet fields is left to fill in: no outer header, or one over IPv4.
@@ -115,6 +125,7 @@ impl Hop {
         self.mtu.to_be_bytes().into_iter().for_each(&mut eat);
         eat(self.kind as u8);
         eat(self.header_len);
+        eat(u8::from(self.gateway));
         self.header.into_iter().for_each(&mut eat);
         self.version = h.max(1);
         self
@@ -182,10 +193,16 @@ impl Hop {
             mtu: spec.mtu,
             kind: HopKind::Tunnel,
             header_len: (l4 + 30) as u8,
+            gateway: false,
             outer_sum,
             header,
         }
         .stamped()
+    }
+
+    /// The same way, for pods that leave the cluster by it.
+    pub fn as_gateway(&self) -> Self {
+        Hop { gateway: true, ..self.clone() }.stamped()
     }
 
     /// A way whose neighbour is not known yet; packets for it are `NoNeighbour`.
@@ -196,6 +213,7 @@ impl Hop {
             mtu,
             kind: HopKind::Unresolved,
             header_len: 0,
+            gateway: false,
             outer_sum: 0,
             header: [0; MAX_HOP_HEADER],
         };
@@ -262,6 +280,16 @@ mod tests {
         assert_ne!(hop(1, 1450).version, hop(1, 1430).version);
         assert_ne!(hop(1, 1450).version, hop(2, 1450).version);
         assert_ne!(Hop::unresolved(0, 1500).version, 0);
+    }
+
+    #[test]
+    fn a_gateway_tunnel_is_found_by_its_version_and_is_none_of_the_nodes_tunnel() {
+        let tunnel = Hop::tunnel(&spec("192.0.2.2", "192.0.2.1"));
+        let gateway = tunnel.as_gateway();
+        assert_ne!(tunnel.version, gateway.version);
+        let hops = Hops::new(vec![Hop::unresolved(0, 1500), tunnel.clone(), gateway.clone()]);
+        assert_eq!(hops.gateway_of_version(gateway.version), Some(HopId(2)));
+        assert_eq!(hops.gateway_of_version(tunnel.version), None);
     }
 
     #[test]

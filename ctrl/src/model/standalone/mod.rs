@@ -1,12 +1,13 @@
 //! Fills in what a real cluster's controllers would have, where a cluster of manifests leaves it out.
 //!
 //! Owner: the control thread. Filled in: addresses and nodes of pods, cluster addresses and node ports of Services,
-//! endpoint slices of Services that have a selector and no slice. Source: the behaviour of the API server's allocators
+//! endpoint slices of Services that have a selector and no slice, load-balancer addresses from pools. Source: the behaviour of the API server's allocators
 //! (which keep the low part of a range for addresses written by hand) and of the endpoint slice controller.
 //! Invariants: pure; a value depends on the object's own name (a hash, then the next free place), so it stays when
 //! unrelated objects come and go, except where two hashes meet; what is written always wins over what is filled in.
 //! Cost: linear in the objects, plus the pods each selector selects.
 
+mod balancers;
 mod slices;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +16,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use self::balancers::balancers;
 use self::slices::endpoint_slices;
 use super::{
     Cluster, Family, IpFamilyPolicy, Labels, NamespacedName, Node, Phase, Pod, PortRange, Protocol, Service,
@@ -64,6 +66,7 @@ impl Standalone {
         self.pods(cluster);
         let mut unfilled = self.cluster_ips(cluster);
         unfilled.extend(self.node_ports(cluster));
+        unfilled.extend(balancers(cluster));
         endpoint_slices(cluster);
         unfilled
     }

@@ -220,6 +220,28 @@ impl Leases {
         true
     }
 
+    /// Counts a flow that has this port already, made on another node; its block becomes the source's. `false`: the block is
+    /// somebody else's, or the source has all it may have.
+    pub fn take_over(&mut self, space: &SnatSpace, wish: &Wish, port: u16) -> bool {
+        if !space.contains(port) {
+            return false;
+        }
+        let block = space.block_of(port);
+        let leases = self.by_source.entry((wish.space, wish.source)).or_default();
+        if let Some(lease) = leases.iter_mut().find(|l| l.block == block) {
+            lease.flows += 1;
+            return true;
+        }
+        let free = leases.len() < usize::from(wish.quota) && space.claim(block, wish.worker);
+        if free {
+            space.tell(BlockEvent::Leased, block, wish.source, wish.at);
+            leases.push(Lease { block, flows: 1 });
+        } else if leases.is_empty() {
+            self.by_source.remove(&(wish.space, wish.source));
+        }
+        free
+    }
+
     /// A flow with `port` has ended; its block is free again when no flow is left on it.
     pub fn give_back(&mut self, space: &SnatSpace, index: u16, source: Address, port: u16, at: u64) {
         let Some(leases) = self.by_source.get_mut(&(index, source)) else { return };
@@ -363,6 +385,19 @@ mod tests {
         assert_eq!(run(0, 1), run(5, 1));
         let guesses: HashSet<_> = (0..64).map(|seed| run(0, seed)).collect();
         assert!(guesses.len() > 60, "another process, another port: {}", guesses.len());
+    }
+
+    #[test]
+    fn a_mapping_of_another_node_keeps_its_port_and_its_block_is_its_sources() {
+        let space = SnatSpace::new(Address::v4([192, 0, 2, 50]), 1024, 65_535);
+        let mut leases = Leases::default();
+        assert!(leases.take_over(&space, &wish(address(1), 2, 0), 5000));
+        assert!(leases.take_over(&space, &wish(address(1), 2, 0), 5001), "the same block");
+        assert!(!leases.take_over(&space, &wish(address(2), 2, 0), 5002), "not another source's");
+        assert!(!leases.take_over(&space, &wish(address(1), 2, 0), 80), "not a port of the range");
+        assert_eq!((space.owner(5000), space.leased_ports()), (Some(2), 64));
+        [5000, 5001].iter().for_each(|port| leases.give_back(&space, 0, address(1), *port, 0));
+        assert_eq!(space.leased_ports(), 0);
     }
 
     proptest! {

@@ -1,4 +1,4 @@
-//! What we answer ourselves: ARP and ND for the gateway and egress addresses, echo, resets and ICMP errors.
+//! What we answer ourselves: ARP and ND for the gateway and announced addresses, echo, resets and ICMP errors.
 //!
 //! Source: RFC 826, RFC 4861, RFC 792, RFC 4443, RFC 1812 §4.3, RFC 9293 §3.5.2. An answer goes back the way the packet came:
 //! if it passed another half on this node, the answer passes that half too and is translated there.
@@ -21,7 +21,7 @@ const LONGEST: usize = 3800;
 const ETHERNET: usize = 14;
 
 impl Pipeline {
-    /// ARP: the gateway's address towards pods and the host, egress addresses towards the uplink.
+    /// ARP: the gateway's address towards pods and the host, announced addresses towards the uplink.
     #[cold]
     pub(crate) fn answer_arp(&mut self, item: &mut Item) {
         let Some(request) = ArpPacket::of(item.frame.head()).copied() else {
@@ -33,7 +33,7 @@ impl Pipeline {
             if node.internal.contains(&Some(target)) {
                 return self.punt_frame(item, [0x08, 0x06]);
             }
-            if !self.tables.egress.addresses.contains(&target) {
+            if !self.tables.egress.announced.contains(&target) {
                 return item.drop(Reason::NotForUs, Stage::Parse);
             }
             node.uplink_mac
@@ -82,7 +82,7 @@ impl Pipeline {
             && let Ok(solicitation) = NeighborSolicitation::parse(frame, &layers)
         {
             let target = Address::v6(solicitation.target.octets());
-            let ours = if uplink { self.tables.egress.addresses.contains(&target) } else { target == GATEWAY_V6 };
+            let ours = if uplink { self.tables.egress.announced.contains(&target) } else { target == GATEWAY_V6 };
             if ours {
                 let mac = if uplink { self.tables.node.uplink_mac } else { GATEWAY_MAC };
                 let mut out = [0u8; 128];

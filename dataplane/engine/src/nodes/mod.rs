@@ -8,6 +8,7 @@ mod established;
 pub mod fragment;
 mod icmp;
 mod ingress;
+mod inherit;
 mod plain;
 mod plan;
 mod revalidate;

@@ -164,7 +164,10 @@ impl Pipeline {
         self.counters.flows.set(left);
         let Some(index) = original.common().space.checked_sub(1) else { return };
         if let Some(space) = self.spaces.get(usize::from(index)).cloned() {
-            let (from, ..) = original.parts();
+            let (from, zone, _) = original.parts();
+            if zone == 0 {
+                self.mirror(&from, &original.to(), false);
+            }
             self.leases.give_back(&space, index, from.source, snat_port(&original.to()), self.now);
         }
     }
@@ -296,6 +299,9 @@ impl Pipeline {
             return None;
         }
         let slot = self.install(item, &plan)?;
+        if plan.space != 0 && item.meta.role == Role::Transit {
+            self.mirror(&plan.original, &plan.translated, true);
+        }
         if item.meta.packet.tcp_flags & 0x02 != 0 {
             self.clamp_mss(item, &common);
         }

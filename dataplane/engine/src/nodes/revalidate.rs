@@ -150,15 +150,20 @@ impl Pipeline {
         match tables.routes.lookup(to.destination)? {
             Route::Tunnel(hop) => Some(hop),
             Route::PeerNode { tunnel, direct } => Some(if zone == 0 || c.space != 0 { direct } else { tunnel }),
-            Route::External(hop) if c.space == 0 && !c.is_reply() => {
-                match tables.egress.rule(to.source, to.destination).map(|r| r.path) {
-                    Some(EgressPath::Gateway(gateway)) => Some(gateway),
-                    Some(_) => None,
-                    None => Some(hop),
+            out @ (Route::External(_) | Route::Unresolved) => {
+                let direct = if let Route::External(hop) = out { Some(hop) } else { None };
+                if c.space != 0 || c.is_reply() {
+                    return direct;
                 }
+                let Some(rule) = tables.egress.rule(to.source, to.destination) else { return direct };
+                // A flow stays with its gateway as long as that one is there, whoever came beside it.
+                let old = tables.hops.gateway_of_version(c.hop_version).filter(|hop| rule.keep.contains(hop));
+                old.or(match rule.path {
+                    EgressPath::Gateway(hop) => Some(hop),
+                    EgressPath::Here | EgressPath::Nowhere => None,
+                })
             }
-            Route::External(hop) => Some(hop),
-            _ => None,
+            Route::Nowhere | Route::Node => None,
         }
     }
 
