@@ -12,8 +12,8 @@
 
 use crate::flow::recover::{Fate, proves_itself};
 use crate::flow::{Entry, Entry4, Entry6, FlowTable, Next, Side, State, Stored, Tuple};
-use crate::nat::{Leases, SnatSpace};
-use crate::pipeline::{Pipeline, TICKS_PER_SECOND};
+use crate::nat::{Leases, SnatSpace, owner_of};
+use crate::pipeline::{Pipeline, TICK_SHIFT, TICKS_PER_SECOND};
 use sluice_tables::{Pod, Tables};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -229,6 +229,10 @@ impl Judge<'_> {
     fn owner<E: Entry>(&self, from: u16, original: &E) -> Option<u16> {
         match original.parts() {
             (_, 0, Side::From) => Some(0),
+            // Through this gateway: one worker has all of a pod's flows.
+            (tuple, 0, Side::To) if self.tables.egress.addresses.contains(&original.to().source) => {
+                Some(owner_of(tuple.source, self.workers))
+            }
             (_, 0, Side::To) => Some(successor(from, self.workers)),
             (_, zone, _) => self.tables.pods.by_port(zone).map(|pod| pod.worker),
         }
@@ -253,7 +257,8 @@ impl Judge<'_> {
     fn give_back<E: Entry>(&mut self, original: &E) {
         let Some(index) = original.common().space.checked_sub(1) else { return };
         if let Some(space) = self.spaces.get(usize::from(index)) {
-            self.leases.give_back(space, index, original.parts().0.source, original.to().source_port);
+            let at = u64::from(self.tick) << TICK_SHIFT;
+            self.leases.give_back(space, index, original.parts().0.source, original.to().source_port, at);
         }
     }
 }
