@@ -343,9 +343,9 @@ mod tests {
         assert!(!leases.resume(&space, 0, address(5), 1, 39_999) && !leases.resume(&space, 0, address(5), 1, 40_256));
         assert!(!Leases::default().resume(&space, 0, address(6), 2, 40_072), "the block is another worker's");
         assert_eq!((space.owner(40_064), space.leased_ports()), (Some(1), 64));
-        leases.give_back(&space, 0, address(5), 40_070);
+        leases.give_back(&space, 0, address(5), 40_070, 0);
         assert_eq!(space.leased_ports(), 64);
-        leases.give_back(&space, 0, address(5), 40_071);
+        leases.give_back(&space, 0, address(5), 40_071, 0);
         assert_eq!(space.leased_ports(), 0);
     }
 
