@@ -75,13 +75,15 @@ fn declared<'a>(known: &'a Known<'_>) -> impl Iterator<Item = PortMapping> + 'a 
     })
 }
 
-/// Puts them beside the frontends of Services.
+/// Puts them beside the frontends of Services, and gives back those that hold: what is refused here must not be redirected
+/// by the host either, least of all a `hostIP` that is somebody else's address.
 pub(crate) fn program(
     context: &Context<'_>,
-    host_ports: &[HostPort],
+    host_ports: Vec<HostPort>,
     services: &mut Services,
     invalid: &mut BTreeSet<Finding>,
-) -> Result<(), TableError> {
+) -> Result<Vec<HostPort>, TableError> {
+    let mut accepted = Vec::new();
     let mut versions: BTreeMap<u16, Vec<String>> = BTreeMap::new();
     for wanted in host_ports {
         let refuse = |why: String| Finding {
@@ -90,9 +92,16 @@ pub(crate) fn program(
             field: "spec.containers.ports.hostPort",
             why,
         };
+        if let Some(whose) = reserved(context, &wanted) {
+            invalid.insert(refuse(format!("port {} lies in {whose}; not programmed", wanted.port)));
+            continue;
+        }
         let address = match wanted.address {
             // The loopback is the host's own: packets to it never come here, and the host redirects them.
-            Some(ip) if ip.is_loopback() => continue,
+            Some(ip) if ip.is_loopback() => {
+                accepted.push(wanted);
+                continue;
+            }
             Some(ip) if !context.node.internal_ips.contains(&ip) => {
                 invalid.insert(refuse(format!("hostIP {ip} is no address of this node; not programmed")));
                 continue;
@@ -127,6 +136,7 @@ pub(crate) fn program(
         };
         Arc::make_mut(shard).frontends.insert(key, frontend);
         versions.entry(slot).or_default().push(format!("{key:?} {backend:?}"));
+        accepted.push(wanted);
     }
     if !versions.is_empty() {
         let all = Arc::make_mut(&mut services.versions);
@@ -136,5 +146,15 @@ pub(crate) fn program(
             }
         }
     }
-    Ok(())
+    Ok(accepted)
+}
+
+/// What else the node's port is for.
+fn reserved(context: &Context<'_>, wanted: &HostPort) -> Option<&'static str> {
+    let settings = &context.knobs.settings;
+    let (first, last) = settings.snat_ports;
+    if (first..=last).contains(&wanted.port) {
+        return Some("masquerade.ports");
+    }
+    (wanted.protocol == 17 && wanted.port == settings.vxlan_port).then_some("vxlan.port")
 }

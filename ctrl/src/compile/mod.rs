@@ -118,8 +118,7 @@ pub fn compile(
     let (egress, gateways_used) = egress::compile(&context, &plan, &moving, &mut invalid);
     let routes = routes::compile(&context, &plan, &gateways_used, &mut invalid);
     let (mut services, state) = services::compile(&context, previous.and_then(|p| p.services.as_ref()), &mut invalid)?;
-    let host_ports = host_ports::of(&context);
-    host_ports::program(&context, &host_ports, &mut services, &mut invalid)?;
+    let host_ports = host_ports::program(&context, host_ports::of(&context), &mut services, &mut invalid)?;
     let redirects = redirects::of(&context, &host_ports);
     let policy = policy::compile(&context);
     let pods = context.directory.local_pods(&plan, &policy)?;

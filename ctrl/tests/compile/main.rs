@@ -1,6 +1,7 @@
 //! Stories of objects and what a node makes of them: import, compile, and questions to the tables.
 
 mod egress;
+mod host_ports;
 mod order;
 mod policy;
 mod policy_oracle;
