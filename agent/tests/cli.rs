@@ -77,6 +77,40 @@ fn listings_are_tables_json_or_yaml() {
 }
 
 #[test]
+fn a_trial_of_policies_ends_with_the_decisions_that_would_change() {
+    let agent = start(State::Ready);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("deny.yaml");
+    let candidate = file.to_str().unwrap();
+    std::fs::write(
+        &file,
+        "{apiVersion: networking.k8s.io/v1, kind: NetworkPolicy, metadata: {name: db, namespace: shop}, spec: {podSelector: {}}}",
+    )
+    .unwrap();
+    let done = sluice(&agent.socket, &["policy", "try", candidate, "--for", "2s"]);
+    assert_eq!(done.status.code(), Some(0), "{}", err(&done));
+    let text = out(&done);
+    assert!(text.contains("allow -> deny") && text.contains("no policy -> isolation"), "{text}");
+    let folder_too = sluice(&agent.socket, &["policy", "try", folder.path().to_str().unwrap(), "-o", "json"]);
+    let report: Value = serde_json::from_str(&out(&folder_too)).unwrap();
+    assert_eq!((&report["done"], &report["changes"][0]["flows"]), (&true.into(), &3.into()));
+    let expecting = ["policy", "try", candidate, "--expect", "none"];
+    let done = sluice(&agent.socket, &expecting);
+    assert_eq!(done.status.code(), Some(1));
+    assert!(err(&done).contains("1 decisions would change"), "{}", err(&done));
+    assert_eq!(sluice(&agent.socket, &[&expecting[..], &["--replace-all"]].concat()).status.code(), Some(0));
+    std::fs::write(&file, "kind: [").unwrap();
+    let done = sluice(&agent.socket, &["policy", "try", candidate]);
+    assert_eq!(done.status.code(), Some(2));
+    assert!(err(&done).contains("deny.yaml"), "{}", err(&done));
+    std::fs::write(&file, "").unwrap();
+    let refused = sluice(&agent.socket, &["policy", "try", candidate]);
+    assert_eq!(refused.status.code(), Some(2), "what the agent refuses");
+    assert_eq!(sluice(&agent.socket, &["policy", "try", "/no/such/file"]).status.code(), Some(2));
+    assert_eq!(sluice(&agent.socket, &["policy", "try", candidate, "--for", "soon"]).status.code(), Some(2));
+}
+
+#[test]
 fn pods_are_added_and_deleted_by_the_cni_protocol() {
     let agent = start(State::Ready);
     let done = sluice(&agent.socket, &["pod", "add", "--netns", "/proc/self/ns/net", "shop/web-0"]);

@@ -241,7 +241,15 @@ fn a_list_of_cases_is_a_table_and_ends_with_1_on_a_difference() {
     let done = run(&format!("{right}- {{from: shop/clint-0, to: shop/db-0, port: 5432, expect: allow}}\n"));
     assert_eq!(done.status.code(), Some(2));
     assert!(err(&done).contains("case 2") && err(&done).contains("shop/client-0"), "{}", err(&done));
-    assert_eq!(run("- {from: a/b, too: c/d}\n").status.code(), Some(2));
+    assert!(err(&done).contains("cases.txt:2: "), "{}", err(&done));
+    let done = run(&format!("{right}- {{from: a/b, too: c/d}}\n"));
+    assert_eq!(done.status.code(), Some(2));
+    assert!(err(&done).contains("cases.txt:2:") && err(&done).contains("too"), "{}", err(&done));
+    for bad in ["- {from: shop/web-0, to: shop/db-0, port: 70000, expect: allow}\n", "- {from: [\n", "from: x\n"] {
+        let done = run(bad);
+        assert_eq!(done.status.code(), Some(2), "{bad}");
+        assert!(err(&done).contains("cases.txt:"), "{bad}: {}", err(&done));
+    }
 }
 
 #[test]
@@ -272,4 +280,88 @@ fn a_diff_shows_the_pairs_and_ports_that_change() {
     );
     let done = sluice(&["policy", "diff", same, new.path().to_str().unwrap(), "--exit-code"]);
     assert_eq!(done.status.code(), Some(1));
+}
+
+#[test]
+fn a_matrix_shows_who_reaches_whom_in_every_form() {
+    let folder = folder(&[policy("db", DB_FROM_WEB)]);
+    let run = |more: &[&str]| {
+        let manifests = folder.path().to_str().unwrap();
+        let done = sluice(&[&["policy", "matrix", "--manifests", manifests], more].concat());
+        assert!(done.status.success(), "{}", err(&done));
+        String::from_utf8(done.stdout).unwrap()
+    };
+    let json: Value = serde_json::from_str(&run(&["--port", "5432", "-o", "json"])).unwrap();
+    let cell = |from: &str, to: &str| {
+        let cells = json["cells"].as_array().unwrap();
+        cells.iter().find(|cell| cell["from"] == from && cell["to"] == to).cloned().unwrap_or_default()
+    };
+    assert_eq!(json["asked"], "tcp/5432");
+    assert_eq!(cell("shop/web-0", "shop/db-0")["verdict"], "allow");
+    assert_eq!(cell("shop/web-0", "shop/db-0")["decided_by"][0], "NetworkPolicy/shop/db");
+    for stranger in ["shop/client-0", "finance/billing-0", "outside"] {
+        assert_eq!(cell(stranger, "shop/db-0")["verdict"], "deny", "{stranger}");
+        assert_eq!(cell(stranger, "shop/db-0")["decided_by"][0], "isolation", "{stranger}");
+    }
+    assert_eq!(cell("shop/db-0", "outside")["verdict"], "allow");
+    assert_eq!(cell("shop/db-0", "shop/db-0"), Value::Null);
+
+    let table = run(&[]);
+    let row = table.lines().find(|line| line.starts_with("shop/web-0")).unwrap();
+    assert!(row.split_whitespace().any(|word| word == "5432") && row.contains("itself"), "{table}");
+    let svg = run(&["-o", "svg"]);
+    assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"), "{svg}");
+    let drawn = "shop/web-0 → shop/db-0: 5432 (NetworkPolicy/shop/db, isolation)";
+    assert!(svg.contains(drawn) && svg.contains("Who reaches whom"), "{svg}");
+    assert_eq!(svg.matches("<g>").count(), svg.matches("</g>").count());
+    let dot = run(&["-o", "dot", "--port", "5432"]);
+    assert!(
+        dot.contains("\"shop/web-0\" -> \"shop/db-0\"") && !dot.contains("\"shop/client-0\" -> \"shop/db-0\""),
+        "{dot}"
+    );
+    let filtered: Value =
+        serde_json::from_str(&run(&["--from-namespace", "finance", "--to-namespace", "shop", "-o", "json"])).unwrap();
+    assert_eq!(filtered["sources"].as_array().unwrap().len(), 1);
+    assert!(filtered["destinations"].as_array().unwrap().iter().all(|end| end["namespace"] == "shop"));
+    let manifests = folder.path().to_str().unwrap();
+    let unknown = sluice(&["policy", "matrix", "--manifests", manifests, "--namespace", "nowhere"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert_eq!(sluice(&["policy", "diff", manifests, manifests, "-o", "svg"]).status.code(), Some(2));
+}
+
+#[test]
+fn pods_that_behave_the_same_share_a_row_unless_each_is_asked_for() {
+    let twins: Vec<String> = (1..4).map(|n| pod("shop", &format!("web-{n}"), "node-a", &format!("4{n}"))).collect();
+    let folder = folder(&[twins.concat(), policy("db", DB_FROM_WEB)]);
+    let sources = |more: &[&str]| {
+        let manifests = folder.path().to_str().unwrap();
+        let done = sluice(&[&["policy", "matrix", "--manifests", manifests, "-o", "json"], more].concat());
+        let json: Value = serde_json::from_slice(&done.stdout).unwrap();
+        json["sources"].as_array().unwrap().clone()
+    };
+    let together = sources(&[]);
+    let web = together.iter().find(|end| end["name"] == "shop/web-*").unwrap();
+    assert_eq!(web["pods"].as_array().unwrap().len(), 4);
+    assert!(sources(&["--each"]).iter().any(|end| end["name"] == "shop/web-3"));
+}
+
+#[test]
+fn what_an_audited_policy_would_deny_passes_and_says_so() {
+    let audited = policy("deny-all", "podSelector: {}, policyTypes: [Ingress]")
+        .replace("namespace: shop}", "namespace: shop, annotations: {sluicegate.dev/enforcement: audit}}");
+    let folder = folder(&[audited]);
+    let answer = ask(folder.path(), "shop/web-0", "shop/db-0", "80", &["--expect", "allow"]);
+    assert_eq!((answer["verdict"].as_str(), &answer["ingress"]["audit"]), (Some("allow"), &Value::Bool(true)));
+    assert_eq!(answer["ingress"]["decided_by"], "NetworkPolicy/shop/deny-all");
+    assert_eq!(answer["ingress"]["considered"][0]["audit"], true);
+    let manifests = folder.path().to_str().unwrap();
+    let question =
+        ["policy", "check", "--manifests", manifests, "--from", "shop/web-0", "--to", "shop/db-0", "--port", "80"];
+    let text = String::from_utf8(sluice(&question).stdout).unwrap();
+    assert!(text.contains("only audited: it would deny") && text.contains("Isolate (audit)"), "{text}");
+    let done = sluice(&["policy", "matrix", "--manifests", manifests, "--port", "80", "--each", "-o", "json"]);
+    let json: Value = serde_json::from_slice(&done.stdout).unwrap();
+    let cells = json["cells"].as_array().unwrap();
+    let cell = cells.iter().find(|cell| cell["from"] == "outside" && cell["to"] == "shop/db-0").unwrap();
+    assert_eq!((&cell["verdict"], &cell["audited"][0]), (&"allow".into(), &"tcp/80".into()));
 }

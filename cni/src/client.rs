@@ -102,7 +102,16 @@ impl Client {
     /// `GET path` as a stream of lines without end. An answer that is no success is returned whole, as `Err` of the
     /// inner result.
     pub fn lines(&self, path: &str) -> Result<Result<Lines, Answer>, ClientError> {
-        let (head, mut stream) = self.open("GET", path, None)?;
+        self.stream(self.open("GET", path, None)?)
+    }
+
+    /// The same for `POST path` with a JSON body.
+    pub fn lines_of(&self, path: &str, body: &impl Serialize) -> Result<Result<Lines, Answer>, ClientError> {
+        let body = serde_json::to_vec(body).map_err(|error| ClientError::Malformed(error.to_string()))?;
+        self.stream(self.open("POST", path, Some(&body))?)
+    }
+
+    fn stream(&self, (head, mut stream): (http::Head, AgentReader)) -> Result<Result<Lines, Answer>, ClientError> {
         if (200..300).contains(&head.status) {
             stream.get_mut().deadline = None;
             stream.get_ref().stream.set_read_timeout(None).map_err(ClientError::Broken)?;

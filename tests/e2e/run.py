@@ -7,10 +7,12 @@ The last line is `N passed, N failed`; the exit code is 0 only if none failed, 4
 """
 
 import argparse
+import json
 import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import time
 
@@ -234,6 +236,55 @@ def a_pod_on_a_veth_pair_talks_to_one_on_a_tap_device_and_comes_back_after_a_kil
         cluster.node.cleanup()
         changed = difference(before, inventory(cluster.node.namespace))
         expect(not changed, f"the node changed:\n{changed}")
+
+
+@test
+def a_candidate_policy_is_tried_on_live_flows_and_touches_none(bin_dir):
+    def policy(name, selects):
+        return ("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n"
+                f"metadata: {{ name: {name}, namespace: default }}\n"
+                f"spec: {{ podSelector: {selects}, policyTypes: [Ingress] }}\n")
+
+    with SmallCluster(bin_dir) as cluster:
+        cluster.up()
+        client, server = cluster.pods["default/pod-0"], cluster.pods["default/pod-1"]
+        connections = [Conversation(client.namespace, server.address(version)) for version in (4, 6)]
+        for connection in connections:
+            connection.ask()
+        candidate = f"{cluster.folder}/candidate.yaml"
+        with open(candidate, "w") as file:
+            file.write(policy("deny", "{ matchLabels: { app: pod-1 } }"))
+        done = cluster.node.sluice("policy", "try", candidate, "--for", "3s", "-o", "json", "--expect", "none",
+                                   check=False)
+        expect(done.returncode == 1, f"{done.returncode}: {done.stderr}")
+        report = json.loads(done.stdout)
+        expect(report["done"] and not report["problems"], f"{report}")
+        found = [c for c in report["changes"] if c["from"] == "default/pod-0" and c["to"] == "default/pod-1"]
+        expect(len(found) == 2 and all(c["flows"] >= 1 for c in found), f"both families: {report}")
+        expect(all((c["now"], c["then"], c["then_decided_by"]) == ("allow", "deny", "isolation") for c in found), f"{found}")
+        for connection in connections:
+            expect(connection.ask()["line"] == 2, "the trial touched a connection")
+            connection.close()
+        talk(cluster)
+        # The other way round: what is denied now and would be allowed.
+        cluster.write("deny.yaml", policy("deny", "{ matchLabels: { app: pod-1 } }"))
+
+        def denied():
+            return client.namespace.run("curl", "-s", "--max-time", "0.5", f"http://{server.address(4)}:8080/",
+                                        check=False).returncode == 28
+        wait_until("the policy in force", denied, 5)
+        with open(candidate, "w") as file:
+            file.write(policy("deny", "{ matchLabels: { app: nobody } }"))
+        trial = subprocess.Popen([cluster.program("sluice"), "--socket", cluster.node.socket, "policy", "try", candidate,
+                                  "--for", "1h", "-o", "json"], stdout=subprocess.PIPE, text=True)
+        time.sleep(1)
+        for _ in range(3):
+            expect(denied(), "the trial lets through what is denied")
+        trial.send_signal(signal.SIGINT)
+        out, _ = trial.communicate(timeout=10)
+        expect(trial.returncode == 0, f"Ctrl-C ends a trial with 0, not {trial.returncode}")
+        found = [c for c in json.loads(out)["changes"] if (c["now"], c["then"], c["port"]) == ("deny", "allow", 8080)]
+        expect(found and found[0]["packets"] >= 3 and found[0]["now_decided_by"] == "isolation", f"{out}")
 
 
 @test

@@ -12,7 +12,7 @@ pub mod server;
 
 use report::{
     CounterReport, FlowFilter, FlowsReport, GenerationReport, ObserveEvent, ObserveFilter, PodReport, PolicyReport,
-    ServiceReport, StatusReport,
+    ServiceReport, StatusReport, TryReport, TryRequest,
 };
 use sluice_cni::protocol::{CniRequest, ErrorBody, Verb};
 use tokio::sync::mpsc;
@@ -39,6 +39,9 @@ pub trait Agent: Send + Sync + 'static {
     /// Subscribes to what becomes of packets. Only events that the filter wants are sent, with `try_send`: a slow
     /// reader loses events (counted in [`ObserveEvent::lost`]) and slows nobody. Dropping the receiver unsubscribes.
     fn observe(&self, filter: ObserveFilter) -> mpsc::Receiver<ObserveEvent>;
+    /// Judges policies beside the enforced ones on the node's flows for a time; reports come once a second and end with the
+    /// time. Dropping the receiver ends it early. The error says what is wrong with the policies.
+    fn policy_try(&self, request: TryRequest) -> Result<mpsc::Receiver<TryReport>, String>;
     /// Serves the CNI plugin: ADD gives an [`sluice_cni::protocol::AddResult`] as JSON, the other verbs `{}`.
     fn cni(&self, verb: Verb, request: CniRequest) -> Result<serde_json::Value, ErrorBody>;
 }

@@ -4,11 +4,13 @@
 //! CNI calls have places of their own, so that neither keeps the other waiting. Every error is a JSON object with `error`.
 
 use super::Agent;
-use super::report::{DEFAULT_FLOWS, FlowFilter, MAX_FLOWS, ObserveFilter, State as NodeState, StatusReport};
+use super::report::{
+    DEFAULT_FLOWS, FlowFilter, MAX_FLOWS, ObserveFilter, State as NodeState, StatusReport, TryRequest,
+};
 use super::seat::Seat;
 use crate::metrics::{self, Sample};
 use axum::body::{Body, Bytes};
-use axum::extract::rejection::QueryRejection;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -21,7 +23,7 @@ use sluice_cni::protocol::{CniRequest, ErrorBody, ErrorCode, Verb};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 /// Longest body of a request, in bytes.
 pub const BODY_LIMIT: usize = 1024 * 1024;
@@ -31,6 +33,9 @@ pub(super) const READS: usize = 8;
 pub(super) const CNI_CALLS: usize = 128;
 /// Readers of events at once.
 const OBSERVERS: usize = 16;
+/// Trials of policies at once, and the longest body of one.
+const TRIALS: usize = 4;
+const TRIAL_LIMIT: usize = 64 * 1024 * 1024;
 /// Most events that are written together.
 const EVENTS_AT_ONCE: usize = 64;
 /// The `Content-Type` of a stream of JSON objects, one a line.
@@ -45,6 +50,7 @@ pub(super) struct Desk {
     reads: Arc<Semaphore>,
     cni: Arc<Semaphore>,
     observers: Arc<Semaphore>,
+    trials: Arc<Semaphore>,
     /// True once the server is to end: streams end with it.
     ending: watch::Receiver<bool>,
 }
@@ -52,7 +58,14 @@ pub(super) struct Desk {
 impl Desk {
     pub(super) fn new(agent: Arc<dyn Agent>, ending: watch::Receiver<bool>) -> Desk {
         let places = |count| Arc::new(Semaphore::new(count));
-        Desk { agent, reads: places(READS), cni: places(CNI_CALLS), observers: places(OBSERVERS), ending }
+        Desk {
+            agent,
+            reads: places(READS),
+            cni: places(CNI_CALLS),
+            observers: places(OBSERVERS),
+            trials: places(TRIALS),
+            ending,
+        }
     }
 
     /// Runs one call of the agent on a thread where it may block.
@@ -117,6 +130,7 @@ pub(super) fn socket(desk: Desk) -> Router {
         .route("/v1/generation", get(|State(desk): State<Desk>| async move { desk.read(|a| a.generation()).await }))
         .route("/v1/flows", get(flows))
         .route("/v1/observe", get(observe))
+        .route("/v1/policy/try", post(policy_try).layer(DefaultBodyLimit::max(TRIAL_LIMIT)))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
@@ -162,26 +176,49 @@ async fn observe(
         return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, error));
     };
     let events = desk.ask(&desk.reads, move |agent| agent.observe(filter)).await?;
-    let start = (events, desk.ending.clone(), place);
-    let lines = stream::unfold(start, |(mut events, mut ending, place)| async move {
+    Ok(streamed(&desk, events, place))
+}
+
+/// What comes out of a channel as lines of JSON, until the sender or the server ends.
+fn streamed<T: Serialize + Send + 'static>(
+    desk: &Desk,
+    items: mpsc::Receiver<T>,
+    place: OwnedSemaphorePermit,
+) -> Response {
+    let start = (items, desk.ending.clone(), place);
+    let lines = stream::unfold(start, |(mut items, mut ending, place)| async move {
         let mut batch = Vec::new();
         let count = tokio::select! {
-            count = events.recv_many(&mut batch, EVENTS_AT_ONCE) => count,
+            count = items.recv_many(&mut batch, EVENTS_AT_ONCE) => count,
             _ = ending.wait_for(|ending| *ending) => 0,
         };
         if count == 0 {
             return None;
         }
         let mut text = Vec::new();
-        for event in &batch {
-            if serde_json::to_writer(&mut text, event).is_ok() {
+        for item in &batch {
+            if serde_json::to_writer(&mut text, item).is_ok() {
                 text.push(b'\n');
             }
         }
-        Some((Ok::<_, Infallible>(Bytes::from(text)), (events, ending, place)))
+        Some((Ok::<_, Infallible>(Bytes::from(text)), (items, ending, place)))
     });
     let head = [(header::CONTENT_TYPE, STREAM_TYPE), (header::CACHE_CONTROL, "no-store")];
-    Ok((head, Body::from_stream(lines)).into_response())
+    (head, Body::from_stream(lines)).into_response()
+}
+
+async fn policy_try(
+    State(desk): State<Desk>,
+    body: Result<Json<TryRequest>, JsonRejection>,
+) -> Result<Response, Refused> {
+    let Json(request) = body.map_err(|rejection| Refused::new(rejection.status(), rejection.body_text()))?;
+    let Ok(place) = desk.trials.clone().try_acquire_owned() else {
+        let error = format!("{TRIALS} sets of policies are being tried already");
+        return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, error));
+    };
+    let reports = desk.ask(&desk.reads, move |agent| agent.policy_try(request)).await?;
+    let reports = reports.map_err(|error| Refused::new(StatusCode::UNPROCESSABLE_ENTITY, error))?;
+    Ok(streamed(&desk, reports, place))
 }
 
 async fn cni(verb: Verb, desk: Desk, request: Request) -> Response {

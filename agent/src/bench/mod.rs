@@ -124,7 +124,7 @@ pub fn main(args: &BenchArgs, format: Format) -> Result<()> {
     match format {
         Format::Json => println!("{}", serde_json::to_string(&report)?),
         Format::Yaml => print!("{}", serde_yaml_ng::to_string(&report)?),
-        Format::Table => println!("{}", table(&report)?),
+        Format::Table | Format::Dot | Format::Svg => println!("{}", table(&report)?),
     }
     Ok(())
 }

@@ -58,6 +58,14 @@ impl Agent {
         }
     }
 
+    /// `POST path` as lines without end.
+    pub fn lines_of(&self, path: &str, body: &impl Serialize) -> Result<Lines, Failure> {
+        match self.client(POD_PATIENCE).lines_of(path, body).map_err(|error| self.failed(error))? {
+            Ok(lines) => Ok(lines),
+            Err(answer) => Err(refusal(&answer)),
+        }
+    }
+
     /// What a failed exchange means.
     pub fn failed(&self, error: ClientError) -> Failure {
         let socket = self.socket.display();

@@ -100,6 +100,9 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli, output: &Output) -> Done {
     let agent = || cli.shared.socket.agent();
+    if cli.shared.format.is_picture() && !matches!(cli.command, Command::Policy(policy::PolicyCommand::Matrix(_))) {
+        return Err(Failure::usage("only `sluice policy matrix` draws: -o svg and -o dot are for it alone"));
+    }
     match cli.command {
         Command::Status => status::run(&agent(), output),
         Command::Services(args) => listings::services(&agent(), &args, output),
@@ -110,7 +113,7 @@ fn run(cli: Cli, output: &Output) -> Done {
         Command::Generation => counters::generation(&agent(), output),
         Command::Observe(args) => observe::run(&agent(), args, output),
         Command::Pod(command) => pod::run(&agent(), command, output),
-        Command::Policy(command) => policy::run(command, output),
+        Command::Policy(command) => policy::run(command, &agent(), output),
         Command::Replay(args) => replay::run(args),
         Command::Bench(args) => {
             crate::bench::main(&args, cli.shared.format).map_err(|error| Failure::usage(format_args!("{error:#}")))

@@ -18,6 +18,17 @@ pub enum Format {
     Json,
     /// For programs and people.
     Yaml,
+    /// A graph for Graphviz (`policy matrix` only).
+    Dot,
+    /// A picture (`policy matrix` only).
+    Svg,
+}
+
+impl Format {
+    /// Whether it is drawn.
+    pub const fn is_picture(self) -> bool {
+        matches!(self, Format::Dot | Format::Svg)
+    }
 }
 
 /// Standard output and the format asked for.
@@ -37,10 +48,20 @@ impl Output {
         self.format == Format::Table
     }
 
+    /// The format asked for.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Prints text as it is.
+    pub fn text(&self, text: &str) -> Done {
+        self.write(text)
+    }
+
     /// Prints a value, or the text that stands for it in a table.
     pub fn print(&self, value: &impl Serialize, table: impl FnOnce() -> String) -> Done {
         let text = match self.format {
-            Format::Table => table(),
+            Format::Table | Format::Dot | Format::Svg => table(),
             Format::Json => serde_json::to_string_pretty(value).map_err(Failure::untrue)? + "\n",
             Format::Yaml => serde_yaml_ng::to_string(value).map_err(Failure::untrue)?,
         };
@@ -50,7 +71,7 @@ impl Output {
     /// Prints one line of a stream: a JSON object, a YAML document, or the text.
     pub fn line(&self, value: &impl Serialize, text: impl FnOnce() -> String) -> Done {
         let line = match self.format {
-            Format::Table => text() + "\n",
+            Format::Table | Format::Dot | Format::Svg => text() + "\n",
             Format::Json => serde_json::to_string(value).map_err(Failure::untrue)? + "\n",
             Format::Yaml => format!("---\n{}", serde_yaml_ng::to_string(value).map_err(Failure::untrue)?),
         };

@@ -115,7 +115,8 @@ pub struct Control {
     importer: Importer,
     /// This machine.
     pub view: LocalView,
-    knobs: Knobs,
+    /// What the configuration asks of the compiler.
+    pub knobs: Knobs,
     /// Compiled and published tables.
     pub publisher: Publisher,
     /// Why the last compilation failed; the last good tables stand.
@@ -304,16 +305,21 @@ impl Control {
         }
     }
 
-    /// Objects to cluster.
-    pub fn import(&mut self) {
+    /// What importing needs besides objects.
+    pub fn defaults(&self) -> Defaults {
         let standalone = Standalone {
             node: self.config.node.clone(),
             service_cidrs: self.config.cidrs.services.clone(),
             node_ports: self.config.node_ports,
             leases: self.ipam.addresses_by_pod(),
         };
-        let (cluster, invalid) =
-            self.importer.build(&self.snapshot.objects, &Defaults { standalone: Some(standalone) });
+        Defaults { standalone: Some(standalone) }
+    }
+
+    /// Objects to cluster.
+    pub fn import(&mut self) {
+        let defaults = self.defaults();
+        let (cluster, invalid) = self.importer.build(&self.snapshot.objects, &defaults);
         self.cluster = cluster;
         self.invalid = invalid;
         self.ipam.set_pools(all_pools(&self.cluster, &self.config.node));

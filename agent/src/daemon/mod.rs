@@ -21,6 +21,7 @@ pub mod observe;
 pub mod plug;
 pub mod pods;
 pub mod reports;
+pub mod shadow;
 pub mod snat;
 pub mod start;
 pub mod uplink;

@@ -1,6 +1,7 @@
 //! Who listens to what becomes of packets. Workers trace only while somebody listens; a slow listener loses events.
 
 use super::workers::Handle;
+use sluice_engine::reason::Reason;
 use sluice_engine::trace::{Event, Note, Trace};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -20,10 +21,36 @@ pub struct Told {
 /// Takes events on a worker's thread; `false` when it wants no more. Must not block.
 pub type Sink = Box<dyn FnMut(&Told) -> bool + Send>;
 
+/// Which events a listener is told of; others cost it nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// All.
+    All,
+    /// Those of packets that policy denies.
+    Denied,
+}
+
+impl Wanted {
+    fn wants(self, event: Event) -> bool {
+        let denied = matches!(event, Event::Dropped(Reason::PolicyDeny, _) | Event::Replied(Some(Reason::PolicyDeny)));
+        self == Wanted::All || denied
+    }
+}
+
+/// A listener.
+pub struct Listener {
+    /// What it is told of.
+    pub wanted: Wanted,
+    /// Where it is told.
+    pub sink: Sink,
+    /// Whether it has gone.
+    pub gone: Box<dyn Fn() -> bool + Send>,
+}
+
 /// The listeners, shared with the workers' traces.
 #[derive(Clone, Default)]
 pub struct Observers {
-    sinks: Arc<Mutex<Vec<Sink>>>,
+    sinks: Arc<Mutex<Vec<Listener>>>,
     tracing: bool,
 }
 
@@ -31,26 +58,26 @@ pub struct Observers {
 const SNAP: usize = 128;
 
 struct Tracer {
-    sinks: Arc<Mutex<Vec<Sink>>>,
+    sinks: Arc<Mutex<Vec<Listener>>>,
 }
 
 impl Trace for Tracer {
     fn event(&mut self, port: u16, event: Event, note: Option<&Note>, frame: Option<&[u8]>) {
         // Contended only while a listener comes or goes; that event is lost rather than waited for.
         let Ok(mut sinks) = self.sinks.try_lock() else { return };
-        if sinks.is_empty() {
+        if !sinks.iter().any(|listener| listener.wanted.wants(event)) {
             return;
         }
         let frame = frame.map_or_else(Vec::new, |f| f[..f.len().min(SNAP)].to_vec());
         let told = Told { port, event, note: note.cloned().unwrap_or_default(), frame };
-        sinks.retain_mut(|sink| sink(&told));
+        sinks.retain_mut(|listener| !listener.wanted.wants(event) || (listener.sink)(&told));
     }
 }
 
 impl Observers {
     /// Adds a listener; workers begin to trace.
-    pub fn add(&mut self, sink: Sink, workers: &[Handle]) {
-        self.sinks.lock().unwrap_or_else(PoisonError::into_inner).push(sink);
+    pub fn add(&mut self, listener: Listener, workers: &[Handle]) {
+        self.sinks.lock().unwrap_or_else(PoisonError::into_inner).push(listener);
         if !self.tracing {
             self.tracing = true;
             for worker in workers {
@@ -61,7 +88,12 @@ impl Observers {
 
     /// Workers stop tracing when nobody listens any more.
     pub fn prune(&mut self, workers: &[Handle]) {
-        if self.tracing && self.sinks.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+        if !self.tracing {
+            return;
+        }
+        let mut sinks = self.sinks.lock().unwrap_or_else(PoisonError::into_inner);
+        sinks.retain(|listener| !(listener.gone)());
+        if sinks.is_empty() {
             self.tracing = false;
             for worker in workers {
                 worker.trace(None);

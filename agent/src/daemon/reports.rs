@@ -1,13 +1,14 @@
 //! What the node tells of itself: the API's questions answered on the control thread.
 
 use super::control::{Control, Link};
-use super::observe::Told;
+use super::observe::{Listener, Told, Wanted};
+use super::shadow;
 use crate::api::Agent;
 use crate::api::problem::Problem;
 use crate::api::report::{
     BackendReport, CounterReport, FlowFilter, FlowReport, FlowsReport, FrontendReport, GenerationReport, IpamReport,
     ObserveEvent, ObserveFilter, PodReport, PolicyReport, PoolReport, PortCounters, PortReport, ServiceReport, State,
-    StatusReport, WorkerReport,
+    StatusReport, TryReport, TryRequest, WorkerReport,
 };
 use serde_json::Value;
 use sluice_cni::protocol::{CniRequest, ErrorBody, ErrorCode, Verb};
@@ -67,6 +68,10 @@ impl Agent for Node {
         let (sender, receiver) = mpsc::channel(1024);
         self.link.ask(move |control| control.observe(filter, sender));
         receiver
+    }
+
+    fn policy_try(&self, request: TryRequest) -> Result<mpsc::Receiver<TryReport>, String> {
+        shadow::start(self.link.clone(), request)
     }
 
     fn cni(&self, verb: Verb, request: CniRequest) -> Result<Value, ErrorBody> {
@@ -395,6 +400,7 @@ impl Control {
         }
         let names = self.publisher.current().tables.policy.clone();
         let mut lost = 0;
+        let asked = sender.clone();
         let sink = move |told: &Told| {
             if sender.is_closed() {
                 return false;
@@ -411,7 +417,8 @@ impl Control {
             }
             true
         };
-        self.observers.add(Box::new(sink), &self.workers);
+        let gone = Box::new(move || asked.is_closed());
+        self.observers.add(Listener { wanted: Wanted::All, sink: Box::new(sink), gone }, &self.workers);
     }
 }
 

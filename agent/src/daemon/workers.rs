@@ -3,6 +3,7 @@
 //! Control speaks to a worker through a channel and an eventfd; the worker looks at the channel between turns. An idle worker
 //! (adaptive mode) spins for a while, then sleeps in `poll` until a socket, another worker or control wakes it.
 
+use super::shadow::Seen;
 use crate::api::report::FlowReport;
 use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -53,6 +54,8 @@ pub enum Command {
     Ports(Sender<Vec<PortReport>>),
     /// Describe flows, at most so many.
     Flows(usize, Sender<Vec<FlowReport>>),
+    /// Tell of flows from these places of its two tables on, of at most so many; and where to go on.
+    Seen([u32; 2], usize, Sender<SeenSlice>),
     /// Tell this listener what becomes of packets, or nobody.
     Trace(Option<Box<dyn Trace>>),
     /// The ways to wake every worker, by number.
@@ -60,6 +63,9 @@ pub enum Command {
     /// Close everything and end.
     Stop,
 }
+
+/// Flows, and the places in both tables after them; none at the end.
+pub type SeenSlice = (Vec<Seen>, Option<[u32; 2]>);
 
 /// Wakes a worker that sleeps; costs one load while it does not.
 #[derive(Clone)]
@@ -192,6 +198,11 @@ impl Handle {
     /// At most `limit` of its flows.
     pub fn flows(&self, limit: usize) -> Vec<FlowReport> {
         self.ask(|reply| Command::Flows(limit, reply)).unwrap_or_default()
+    }
+
+    /// A slice of its flows from these places on, and where the next one begins.
+    pub fn seen(&self, from: [u32; 2], most: usize) -> SeenSlice {
+        self.ask(|reply| Command::Seen(from, most, reply)).unwrap_or_default()
     }
 
     /// Sets or removes the listener.
@@ -330,10 +341,26 @@ impl Thread {
             Command::Flows(limit, reply) => {
                 let _ = reply.send(self.flows(limit));
             }
+            Command::Seen(from, most, reply) => {
+                let _ = reply.send(self.seen(from, most));
+            }
             Command::Trace(trace) => self.worker.set_trace(trace),
             Command::Peers(peers) => self.peers = peers,
             Command::Stop => {}
         }
+    }
+
+    fn seen(&mut self, from: [u32; 2], most: usize) -> SeenSlice {
+        let (v4, v6) = self.worker.pipeline().flows();
+        let mut seen = Vec::with_capacity(most.min(1024));
+        let most = most as u32;
+        if from[0] < v4.used() {
+            seen.extend(v4.pairs(from[0], most).map(|(_, original, _)| Seen::of(original)));
+            return (seen, Some([from[0].saturating_add(most), from[1]]));
+        }
+        seen.extend(v6.pairs(from[1], most).map(|(_, original, _)| Seen::of(original)));
+        let next = from[1].saturating_add(most);
+        (seen, (next < v6.used()).then_some([from[0], next]))
     }
 
     fn flows(&mut self, limit: usize) -> Vec<FlowReport> {

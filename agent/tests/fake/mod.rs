@@ -118,6 +118,32 @@ impl Agent for Fake {
         events
     }
 
+    fn policy_try(&self, request: TryRequest) -> Result<mpsc::Receiver<TryReport>, String> {
+        if request.objects.is_empty() {
+            return Err("nothing to try".to_owned());
+        }
+        let (sender, receiver) = mpsc::channel(4);
+        let change = TryChange {
+            from: "shop/web-0".into(),
+            to: "shop/db-0".into(),
+            proto: "tcp".into(),
+            port: Some(5432),
+            direction: "ingress".into(),
+            now: "allow".into(),
+            then: "deny".into(),
+            then_decided_by: Some("isolation".into()),
+            flows: 3,
+            ..TryChange::default()
+        };
+        let found = if request.replace_all { Vec::new() } else { vec![change] };
+        for (elapsed_seconds, changes) in [(1, Vec::new()), (2, found)] {
+            let done = elapsed_seconds == 2;
+            let report = TryReport { elapsed_seconds, seconds: request.seconds, done, changes, ..TryReport::default() };
+            let _ = sender.try_send(report);
+        }
+        Ok(receiver)
+    }
+
     fn cni(&self, verb: Verb, request: CniRequest) -> Result<Value, ErrorBody> {
         let pod = request.pod().map(|pod| pod.name.to_owned());
         self.cni_calls.lock().unwrap().push((verb, request));

@@ -83,7 +83,8 @@ fn text(answer: &Answer) -> String {
     );
     for (word, side) in [("egress", &answer.egress), ("ingress", &answer.ingress)] {
         let by = side.decided_by.as_ref().or(side.why.as_ref()).cloned().unwrap_or_default();
-        text.push_str(&format!("  {word:<8} {:<6} {by}\n", side.verdict.name()));
+        let audit = if side.audit { " (only audited: it would deny)" } else { "" };
+        text.push_str(&format!("  {word:<8} {:<6} {by}{audit}\n", side.verdict.name()));
     }
     if !answer.backends.is_empty() {
         text.push('\n');
@@ -105,8 +106,8 @@ fn text(answer: &Answer) -> String {
 fn rows<'a>(word: &'a str, side: &'a Side) -> impl Iterator<Item = [String; 8]> + 'a {
     side.considered.iter().map(move |rule| {
         let at = rule.at.clone().unwrap_or_default();
-        let texts = [word, rule.tier, rule.action].map(str::to_owned);
-        let [word, tier, action] = texts;
+        let action = if rule.audit { format!("{} (audit)", rule.action) } else { rule.action.to_owned() };
+        let [word, tier] = [word, rule.tier].map(str::to_owned);
         [word, rule.rule.clone(), at, tier, action, yes(rule.peer), yes(rule.port), yes(rule.decides)]
     })
 }

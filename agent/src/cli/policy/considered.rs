@@ -31,6 +31,8 @@ pub struct Considered {
     pub port: bool,
     /// Whether both are, and no rule before it has decided.
     pub decides: bool,
+    /// Its policy is only audited: it never denies.
+    pub audit: bool,
 }
 
 /// The rules of one side, and what they come to.
@@ -40,8 +42,10 @@ pub struct Walk {
     pub rules: Vec<Considered>,
     /// The verdict.
     pub allow: bool,
-    /// What decided; none where no policy selects the pod.
+    /// What decided, or what would have denied were it not only audited; none where no policy selects the pod.
     pub decided_by: Option<String>,
+    /// A policy that is only audited would have denied.
+    pub audit: bool,
 }
 
 /// What a rule is asked about: the pod it is for, and the other end.
@@ -63,24 +67,37 @@ pub struct Question<'a> {
 impl Question<'_> {
     /// Walks the rules of a direction.
     pub fn walk(&self, direction: Direction) -> Walk {
-        let mut walk = Walk { rules: Vec::new(), allow: true, decided_by: None };
-        let mut decided = self.tier(Tier::Admin, direction, &mut walk);
+        let mut walk = Walk { rules: Vec::new(), allow: true, decided_by: None, audit: false };
+        let mut audited = None;
+        let mut decided = self.tier(Tier::Admin, direction, &mut walk, &mut audited);
         let selecting: Vec<_> =
             self.cluster.network_policies.values().filter(|policy| self.selected_by(policy)).collect();
-        let mut isolated = false;
+        let (mut isolating, mut enforced) = (None, false);
         for policy in selecting {
             let Some(rules) = rules_of(policy, direction) else { continue };
-            isolated = true;
+            isolating.get_or_insert_with(|| format!("NetworkPolicy/{}", policy.name));
+            enforced |= !policy.audit;
             decided |= self.namespaced(policy, rules, direction, decided, &mut walk);
         }
-        if isolated && !decided {
-            (walk.allow, walk.decided_by) = (false, Some("isolation".to_owned()));
-            decided = true;
+        if let Some(first) = isolating
+            && !decided
+        {
+            if enforced {
+                (walk.allow, walk.decided_by) = (false, Some("isolation".to_owned()));
+                decided = true;
+            } else {
+                audited.get_or_insert(first);
+            }
         }
         if !decided {
-            self.tier(Tier::Baseline, direction, &mut walk);
+            self.tier(Tier::Baseline, direction, &mut walk, &mut audited);
         } else {
             self.tier_unheard(Tier::Baseline, direction, &mut walk);
+        }
+        if let Some(name) = audited
+            && walk.allow
+        {
+            (walk.decided_by, walk.audit) = (Some(name), true);
         }
         walk
     }
@@ -108,6 +125,7 @@ impl Question<'_> {
             peer,
             port,
             decides,
+            audit: policy.audit,
         };
         if rules.is_empty() {
             walk.rules.push(entry(None, "Isolate", false, false, false));
@@ -127,16 +145,23 @@ impl Question<'_> {
     }
 
     /// The cluster-wide policies of a tier; true where one decides.
-    fn tier(&self, tier: Tier, direction: Direction, walk: &mut Walk) -> bool {
-        self.cluster_wide(tier, direction, false, walk)
+    fn tier(&self, tier: Tier, direction: Direction, walk: &mut Walk, audited: &mut Option<String>) -> bool {
+        self.cluster_wide(tier, direction, false, walk, audited)
     }
 
     /// Lists a tier that is not asked any more.
     fn tier_unheard(&self, tier: Tier, direction: Direction, walk: &mut Walk) {
-        self.cluster_wide(tier, direction, true, walk);
+        self.cluster_wide(tier, direction, true, walk, &mut None);
     }
 
-    fn cluster_wide(&self, tier: Tier, direction: Direction, mut closed: bool, walk: &mut Walk) -> bool {
+    fn cluster_wide(
+        &self,
+        tier: Tier,
+        direction: Direction,
+        mut closed: bool,
+        walk: &mut Walk,
+        audited: &mut Option<String>,
+    ) -> bool {
         let mut policies: Vec<&ClusterNetworkPolicy> =
             self.cluster.cluster_network_policies.values().map(AsRef::as_ref).collect();
         policies.retain(|policy| policy.tier == tier && self.is_subject(policy));
@@ -149,7 +174,11 @@ impl Question<'_> {
                 let name = format!("ClusterNetworkPolicy/{}#{}", policy.name, rule.name.as_ref().unwrap_or(&place));
                 let peer = rule.peers.as_ref().is_none_or(|peers| peers.iter().any(|peer| self.is_cluster_peer(peer)));
                 let port = self.is_port(rule.ports.as_deref(), direction);
-                let decides = peer && port && !closed;
+                let only_noted = policy.audit && rule.action == RuleAction::Deny;
+                if only_noted && peer && port && !closed {
+                    audited.get_or_insert(name.clone());
+                }
+                let decides = peer && port && !closed && !only_noted;
                 let (action, verdict) = match rule.action {
                     RuleAction::Accept => ("Accept", Some(true)),
                     RuleAction::Deny => ("Deny", Some(false)),
@@ -171,6 +200,7 @@ impl Question<'_> {
                     peer,
                     port,
                     decides,
+                    audit: policy.audit,
                 });
             }
         }
@@ -317,8 +347,9 @@ mod tests {
 
     fn network_policy() -> impl Strategy<Value = Value> {
         let types = prop_oneof![Just(json!(["Ingress"])), Just(json!(["Egress"])), Just(json!(["Ingress", "Egress"]))];
-        (prop_oneof![Just("a"), Just("b")], selector(), types, rules("from"), rules("to")).prop_map(
-            |(namespace, pods, types, ingress, egress)| {
+        let audit = prop::bool::weighted(0.3);
+        (prop_oneof![Just("a"), Just("b")], selector(), types, rules("from"), rules("to"), audit).prop_map(
+            |(namespace, pods, types, ingress, egress, audit)| {
                 let has = |word: &str| types.as_array().is_some_and(|types| types.iter().any(|t| t == word));
                 let mut spec = json!({"podSelector": pods, "policyTypes": types});
                 if has("Ingress") {
@@ -327,8 +358,10 @@ mod tests {
                 if has("Egress") {
                     spec["egress"] = json!(egress);
                 }
+                let enforcement = if audit { "audit" } else { "enforce" };
                 json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-                    "metadata": {"namespace": namespace}, "spec": spec})
+                    "metadata": {"namespace": namespace, "annotations": {"sluicegate.dev/enforcement": enforcement}},
+                    "spec": spec})
             },
         )
     }
@@ -351,8 +384,11 @@ mod tests {
         let tier = prop_oneof![Just("Admin"), Just("Baseline")];
         let ingress = prop::collection::vec(cluster_rule("from"), 0..3);
         let egress = prop::collection::vec(cluster_rule("to"), 0..3);
-        (tier, 0..3u16, namespaces(), ingress, egress).prop_map(|(tier, priority, subject, ingress, egress)| {
-            json!({"apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy", "metadata": {},
+        let audit = prop::bool::weighted(0.3);
+        (tier, 0..3u16, namespaces(), ingress, egress, audit).prop_map(|(tier, priority, subject, ingress, egress, audit)| {
+            let enforcement = if audit { "audit" } else { "enforce" };
+            let metadata = json!({"annotations": {"sluicegate.dev/enforcement": enforcement}});
+            json!({"apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy", "metadata": metadata,
                 "spec": {"tier": tier, "priority": priority, "subject": {"namespaces": subject},
                     "ingress": ingress, "egress": egress}})
         })
@@ -385,7 +421,8 @@ mod tests {
                             let number = proto.number(Family::of(peer));
                             let decided = decide(&tables, pod, direction, (*peer).into(), number, port);
                             prop_assert_eq!(
-                                (walk.allow, walk.decided_by.as_deref()), (decided.0, decided.1.as_deref()),
+                                (walk.allow, walk.decided_by.as_deref(), walk.audit),
+                                (decided.allow, decided.by.as_deref(), decided.audit),
                                 "{} {:?} {} {:?}/{}: {:#?}", pod.name, direction, peer, proto, port, walk.rules
                             );
                         }

@@ -1,22 +1,22 @@
 //! `sluice policy diff`: every pair of pods whose verdict an edit changes.
 //!
-//! Ports asked about are those that policies, containers or Services of either side name, and one that nobody names, which
-//! stands for all others. Pairs are of pods that both sides have; a pair is asked in each family both pods have, and
-//! counts as denied where one family is. Cost: pods² × ports lookups in compiled tables.
+//! Pairs are of pods that both sides have. Pods that behave alike before and after are compared once, so that the cost is
+//! that of their groups ([`super::reach`]) and of the changes that are written down.
 
 use super::Proto;
+use super::reach::{Judged, Probe, Reach, Sign, probes};
 use super::rehearsal::Rehearsal;
 use super::verdict::Verdict;
 use crate::cli::failure::{Done, Failure};
 use crate::cli::output::{Output, table};
 use clap::Args;
 use serde::Serialize;
-use sluice_ctrl::model::{Cluster, ClusterRule, Family, NamespacedName, PolicyRule, PortMatch, TargetPort};
-use sluice_tables::{Address, Tables};
-use std::collections::{BTreeMap, BTreeSet};
+use sluice_ctrl::model::NamespacedName;
+use std::collections::{BTreeMap, HashMap};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Shows every pair of pods whose verdict an edit changes.
 #[derive(Args)]
@@ -33,16 +33,6 @@ pub struct DiffArgs {
     /// End with code 1 where a verdict changes.
     #[arg(long)]
     exit_code: bool,
-}
-
-/// What is asked of each pair: a protocol, and a port or all that nobody names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Probe {
-    proto: Proto,
-    /// The port that is looked up.
-    port: u16,
-    /// It stands for all ports that nobody names.
-    other: bool,
 }
 
 /// A verdict that changes.
@@ -79,11 +69,17 @@ pub struct Difference {
 
 /// Prints the difference.
 pub fn run(args: &DiffArgs, output: &Output) -> Done {
-    let (old, new) = (Rehearsal::read(&args.old)?, Rehearsal::read(&args.new)?);
+    let progress = Progress::new();
+    progress.say(format_args!("reading {}", args.old.display()));
+    let old = Rehearsal::read(&args.old)?;
+    progress.say(format_args!("reading {}", args.new.display()));
+    let new = Rehearsal::read(&args.new)?;
+    progress.clear();
     for (folder, side) in [(&args.old, &old), (&args.new, &new)] {
         side.notes.iter().for_each(|note| eprintln!("sluice: {}: {note}", folder.display()));
     }
-    let difference = compare(&old, &new)?;
+    let difference = compare(&old, &new, &progress)?;
+    progress.clear();
     output.print(&difference, || text(&difference))?;
     match difference.changes.len() {
         0 => Ok(()),
@@ -92,136 +88,117 @@ pub fn run(args: &DiffArgs, output: &Output) -> Done {
     }
 }
 
+/// One line on a terminal that says how far it is; nothing elsewhere.
+struct Progress {
+    shown: bool,
+}
+
+impl Progress {
+    fn new() -> Progress {
+        Progress { shown: std::io::stderr().is_terminal() }
+    }
+
+    fn say(&self, what: std::fmt::Arguments<'_>) {
+        if self.shown {
+            eprint!("\r\x1b[K{what} …");
+        }
+    }
+
+    fn clear(&self) {
+        if self.shown {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+/// Pods that behave alike on both sides.
+struct Alike<'a> {
+    before: Sign,
+    after: Sign,
+    pods: Vec<&'a NamespacedName>,
+}
+
+/// A pair, the probe that changes, and what all probes met before and after.
+type Found<'a> = (&'a NamespacedName, &'a NamespacedName, usize, Rc<Vec<Judged>>, Rc<Vec<Judged>>);
+
+/// What of a pair's probes changes: positions of probes.
+type Changed = Rc<Vec<usize>>;
+
 /// Compares two clusters.
-pub fn compare(old: &Rehearsal, new: &Rehearsal) -> Result<Difference, Failure> {
+fn compare(old: &Rehearsal, new: &Rehearsal, progress: &Progress) -> Result<Difference, Failure> {
     let probes = probes(&[&old.cluster, &new.cluster]);
-    let (before, after) = (pods(old)?, pods(new)?);
-    let only = |of: &BTreeMap<&NamespacedName, Standing>, not: &BTreeMap<&NamespacedName, Standing>| {
-        of.keys().filter(|name| !not.contains_key(**name)).map(ToString::to_string).collect()
+    progress.say(format_args!("compiling the policies before"));
+    let before = Reach::new(old, probes.clone(), None)?;
+    progress.say(format_args!("compiling the policies after"));
+    let after = Reach::new(new, probes.clone(), None)?;
+    let only = |of: &Reach, not: &Reach| {
+        of.pods().keys().filter(|name| !not.pods().contains_key(*name)).map(ToString::to_string).collect()
     };
     let mut difference =
         Difference { changes: Vec::new(), pods_added: only(&after, &before), pods_removed: only(&before, &after) };
-    let both: Vec<_> =
-        before.iter().filter_map(|(name, standing)| Some((*name, standing, after.get(*name)?))).collect();
-    for (from, from_old, from_new) in &both {
-        for (to, to_old, to_new) in &both {
-            if from == to {
+
+    let mut groups: BTreeMap<(Sign, Sign), Alike<'_>> = BTreeMap::new();
+    for (name, sign) in before.pods() {
+        let Some(then) = after.pods().get(name) else { continue };
+        let alike = || Alike { before: *sign, after: *then, pods: Vec::new() };
+        groups.entry((*sign, *then)).or_insert_with(alike).pods.push(name);
+    }
+    let groups: Vec<Alike<'_>> = groups.into_values().collect();
+    let mut changed = Differences::default();
+    let mut told = Instant::now();
+    let mut found: Vec<Found<'_>> = Vec::new();
+    for (done, from) in groups.iter().enumerate() {
+        if told.elapsed() > Duration::from_millis(100) {
+            progress.say(format_args!("comparing: {} % of {} groups of pods", done * 100 / groups.len(), groups.len()));
+            told = Instant::now();
+        }
+        for to in &groups {
+            let (was, is) = (before.judge(&from.before, &to.before), after.judge(&from.after, &to.after));
+            let (Some(was), Some(is)) = (was, is) else { continue };
+            let places = changed.between(&was, &is);
+            if places.is_empty() {
                 continue;
             }
-            for probe in &probes {
-                let (was, is) = (judge(from_old, to_old, probe), judge(from_new, to_new, probe));
-                let (Some(was), Some(is)) = (was, is) else { continue };
-                if was.0 != is.0 {
-                    difference.changes.push(Change {
-                        from: from.to_string(),
-                        to: to.to_string(),
-                        proto: probe.proto,
-                        port: (!probe.other && probe.proto != Proto::Icmp).then_some(probe.port),
-                        old: was.0,
-                        new: is.0,
-                        old_decided_by: was.1.map(|name| name.to_string()),
-                        new_decided_by: is.1.map(|name| name.to_string()),
-                    });
+            for source in &from.pods {
+                for destination in to.pods.iter().filter(|destination| *destination != source) {
+                    found.extend(places.iter().map(|at| (*source, *destination, *at, was.clone(), is.clone())));
                 }
             }
         }
     }
+    found.sort_by_key(|(from, to, at, ..)| (*from, *to, *at));
+    let change = |(from, to, at, was, is): Found<'_>| {
+        let (probe, was, is): (&Probe, &Judged, &Judged) = (&probes[at], &was[at], &is[at]);
+        Change {
+            from: from.to_string(),
+            to: to.to_string(),
+            proto: probe.proto,
+            port: probe.named_port(),
+            old: Verdict::of(was.allow),
+            new: Verdict::of(is.allow),
+            old_decided_by: was.by.as_ref().map(ToString::to_string),
+            new_decided_by: is.by.as_ref().map(ToString::to_string),
+        }
+    };
+    difference.changes = found.into_iter().map(change).collect();
     Ok(difference)
 }
 
-/// A pod on its node.
-struct Standing {
-    tables: Rc<Tables>,
-    pod: Arc<sluice_tables::Pod>,
+/// Answers compared once for each pair of them.
+#[derive(Default)]
+struct Differences {
+    known: HashMap<(*const Judged, *const Judged), Changed>,
 }
 
-fn pods(rehearsal: &Rehearsal) -> Result<BTreeMap<&NamespacedName, Standing>, Failure> {
-    let mut all = BTreeMap::new();
-    let mut by_name: BTreeMap<String, BTreeMap<Arc<str>, Arc<sluice_tables::Pod>>> = BTreeMap::new();
-    for (name, pod) in &rehearsal.cluster.pods {
-        let Some(node) = pod.node.as_ref().filter(|_| !pod.is_finished() && !pod.host_network) else { continue };
-        let tables = rehearsal.tables(node)?;
-        let here = by_name
-            .entry(node.clone())
-            .or_insert_with(|| tables.pods.iter().map(|pod| (pod.name.clone(), pod.clone())).collect());
-        if let Some(local) = here.get(name.to_string().as_str()) {
-            all.insert(name, Standing { pod: local.clone(), tables });
-        }
-    }
-    Ok(all)
-}
-
-type Judged<'a> = (Verdict, Option<&'a Arc<str>>);
-
-/// The verdict over all families that both pods have; none where they have none in common.
-fn judge<'a>(from: &'a Standing, to: &'a Standing, probe: &Probe) -> Option<Judged<'a>> {
-    let mut verdict = None;
-    for family in [Family::V4, Family::V6] {
-        let v4 = family == Family::V4;
-        let of = |standing: &Standing| -> Option<Address> {
-            standing.pod.addresses.iter().copied().find(|address| address.is_v4() == v4)
+impl Differences {
+    fn between(&mut self, was: &Rc<Vec<Judged>>, is: &Rc<Vec<Judged>>) -> Changed {
+        let compare = || {
+            let each = was.iter().zip(is.iter()).enumerate();
+            Rc::new(each.filter(|(_, (was, is))| was.allow != is.allow).map(|(at, _)| at).collect())
         };
-        let (Some(source), Some(destination)) = (of(from), of(to)) else { continue };
-        let number = probe.proto.number(family);
-        let ask = |at: &'a Standing, set, peer| {
-            at.tables.policy.decide(set, at.tables.identities.of(peer), number, probe.port)
-        };
-        let egress = ask(from, from.pod.egress, destination);
-        let ingress = ask(to, to.pod.ingress, source);
-        let name = |at: &'a Standing, rule| at.tables.policy.name(rule);
-        if !egress.allow {
-            return Some((Verdict::Deny, name(from, egress.rule)));
-        }
-        if !ingress.allow {
-            return Some((Verdict::Deny, name(to, ingress.rule)));
-        }
-        verdict = verdict.or_else(|| Some((Verdict::Allow, name(to, ingress.rule).or(name(from, egress.rule)))));
+        // The answers live as long as the clusters they are about, so that an address is one answer.
+        self.known.entry((was.as_ptr(), is.as_ptr())).or_insert_with(compare).clone()
     }
-    verdict
-}
-
-/// What to ask about, from what the clusters name.
-fn probes(clusters: &[&Cluster]) -> Vec<Probe> {
-    let mut named: BTreeSet<u16> = BTreeSet::new();
-    let mut ranges: Vec<(u16, u16)> = Vec::new();
-    for cluster in clusters {
-        let containers = cluster.pods.values().flat_map(|pod| &pod.ports).map(|port| port.port);
-        named.extend(containers);
-        for port in cluster.services.values().flat_map(|service| &service.ports) {
-            if let TargetPort::Number(number) = port.target {
-                named.insert(number);
-            }
-        }
-        named.extend(cluster.endpoint_slices.values().flat_map(|slice| &slice.ports).map(|port| port.port));
-        let policies = cluster.network_policies.values();
-        let rules = policies.flat_map(|policy| policy.ingress.iter().chain(&policy.egress).flatten());
-        let ports = rules.filter_map(|rule: &PolicyRule| rule.ports.as_ref()).flatten();
-        let wide =
-            cluster.cluster_network_policies.values().flat_map(|policy| policy.ingress.iter().chain(&policy.egress));
-        let wide = wide.filter_map(|rule: &ClusterRule| rule.ports.as_ref()).flatten();
-        for port in ports.chain(wide) {
-            if let PortMatch::Range(_, range) = port {
-                named.extend([range.first(), range.last()]);
-                ranges.push((range.first(), range.last()));
-            }
-        }
-    }
-    // Inside a range, every stretch between two named ports is asked about by its first port.
-    let inside = |port: u16| ranges.iter().any(|(first, last)| (*first..=*last).contains(&port));
-    let stretches: Vec<u16> =
-        named.iter().filter_map(|port| port.checked_add(1)).filter(|port| inside(*port)).collect();
-    named.extend(stretches);
-    // Any port outside all ranges is treated like every other such port.
-    let free =
-        |port: &u16| !named.contains(port) && !ranges.iter().any(|(first, last)| (*first..=*last).contains(port));
-    let other = (1..=u16::MAX).rev().find(free);
-    let mut probes = Vec::new();
-    for proto in [Proto::Tcp, Proto::Udp, Proto::Sctp] {
-        probes.extend(named.iter().map(|port| Probe { proto, port: *port, other: false }));
-        probes.extend(other.map(|port| Probe { proto, port, other: true }));
-    }
-    probes.push(Probe { proto: Proto::Icmp, port: 0, other: false });
-    probes
 }
 
 /// A table in which ports that change alike share a line.

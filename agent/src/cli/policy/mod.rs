@@ -1,18 +1,25 @@
-//! `sluice policy check|test|diff`: verdicts from manifests, with the tables that nodes would run on and no node at all.
+//! `sluice policy check|test|diff|matrix`: verdicts from manifests, with the tables that nodes would run on and no node at
+//! all; and `try`, which asks the agent to judge a candidate on its live flows.
 //!
 //! A verdict is the cluster's: the egress rules of the source on its node and the ingress rules of the destination on its
 //! node both count. [`rehearsal`] compiles the nodes, [`names`] says who is meant, [`verdict`] decides with the compiled
-//! tables, [`considered`] lists the rules that were weighed, read from the objects and not from the tables.
+//! tables, [`considered`] lists the rules that were weighed, read from the objects and not from the tables, [`reach`] answers for
+//! all pairs at once.
 
 pub mod considered;
 pub mod diff;
+pub mod matrix;
 pub mod names;
+pub mod reach;
 pub mod rehearsal;
 pub mod verdict;
 
 mod check;
+mod picture;
 mod suite;
+mod trial;
 
+use super::agent::Agent;
 use super::failure::Done;
 use super::output::Output;
 use clap::{Subcommand, ValueEnum};
@@ -27,14 +34,20 @@ pub enum PolicyCommand {
     Test(suite::TestArgs),
     /// Shows every pair of pods whose verdict an edit changes.
     Diff(diff::DiffArgs),
+    /// Prints who reaches whom.
+    Matrix(matrix::MatrixArgs),
+    /// Tries policies on the node's live flows, without touching them.
+    Try(trial::TryArgs),
 }
 
 /// Runs a command.
-pub fn run(command: PolicyCommand, output: &Output) -> Done {
+pub fn run(command: PolicyCommand, agent: &Agent, output: &Output) -> Done {
     match command {
         PolicyCommand::Check(args) => check::run(&args, output),
         PolicyCommand::Test(args) => suite::run(&args, output),
         PolicyCommand::Diff(args) => diff::run(&args, output),
+        PolicyCommand::Matrix(args) => matrix::run(&args, output),
+        PolicyCommand::Try(args) => trial::run(&args, agent, output),
     }
 }
 

@@ -7,7 +7,8 @@
 use crate::cli::failure::Failure;
 
 use ipnet::IpNet;
-use sluice_ctrl::compile::{LocalView, Replay, compile};
+use sluice_ctrl::compile::local::FIRST_POD_PORT;
+use sluice_ctrl::compile::{LocalPod, LocalView, Replay, compile, derived_mac};
 use sluice_ctrl::config::Config;
 use sluice_ctrl::import::Defaults;
 use sluice_ctrl::model::standalone::Standalone;
@@ -68,6 +69,43 @@ impl Rehearsal {
         }
         notes.extend(invalid.iter().map(ToString::to_string));
         Ok(Rehearsal { cluster, notes, config, tables: RefCell::default() })
+    }
+
+    /// Tables with every pod of the cluster on one node: what policy says of a pod does not depend on where it is.
+    pub fn everywhere(&self) -> Result<Rc<Tables>, Failure> {
+        let Some(node) = self.cluster.nodes.keys().next() else { return Ok(Rc::new(self.nobody())) };
+        let failed = |error: &dyn std::fmt::Display| {
+            Failure::usage(format_args!("the tables of the whole cluster cannot be made: {error}"))
+        };
+        let mut view = LocalView::derived(&self.cluster, node, &Replay::default()).map_err(|error| failed(&error))?;
+        view.pods.clear();
+        let standing = self.cluster.pods.values().filter(|pod| !pod.host_network && !pod.is_finished());
+        for (at, pod) in standing.enumerate() {
+            let port = u16::try_from(at + usize::from(FIRST_POD_PORT)).map_err(|_| failed(&"more than 65,533 pods"))?;
+            let local = LocalPod {
+                port,
+                worker: 0,
+                mac: derived_mac(&pod.addresses).unwrap_or_default(),
+                addresses: pod.addresses.clone(),
+                extra_sources: Vec::new(),
+                mappings: Vec::new(),
+            };
+            view.pods.insert(pod.name.clone(), local);
+        }
+        let knobs = sluice_ctrl::compile::Knobs::from(&self.config);
+        let compiled = compile(&self.cluster, &view, &knobs, None).map_err(|error| failed(&error))?;
+        Ok(Rc::new(compiled.tables))
+    }
+
+    /// Tables of a cluster without nodes, which has no pods either.
+    fn nobody(&self) -> Tables {
+        let node = nowhere(&self.cluster, &self.config);
+        let mut cluster = Cluster::default();
+        cluster.nodes.insert(node.name.clone(), Arc::new(node));
+        let knobs = sluice_ctrl::compile::Knobs::from(&self.config);
+        let view = LocalView::derived(&cluster, NOWHERE, &Replay::default());
+        let compiled = view.and_then(|view| compile(&cluster, &view, &knobs, None));
+        compiled.map_or_else(|_| unreachable!("one node and nothing else compiles"), |compiled| compiled.tables)
     }
 
     /// The tables of a node.

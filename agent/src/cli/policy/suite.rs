@@ -56,13 +56,19 @@ pub fn run(args: &TestArgs, output: &Output) -> Done {
     let file = args.cases.display();
     let text = std::fs::read_to_string(&args.cases);
     let text = text.map_err(|error| Failure::usage(format_args!("cannot read {file}: {error}")))?;
-    let cases: Vec<Case> =
-        serde_yaml_ng::from_str(&text).map_err(|error| Failure::usage(format_args!("{file}: {error}")))?;
+    let cases: Vec<Case> = serde_yaml_ng::from_str(&text).map_err(|error| match error.location() {
+        Some(at) => Failure::usage(format_args!("{file}:{}:{}: {error}", at.line(), at.column())),
+        None => Failure::usage(format_args!("{file}: {error}")),
+    })?;
+    let lines = lines_of_items(&text);
     let rehearsal = Rehearsal::read(&args.manifests)?;
     let mut checked = Vec::new();
     for (index, case) in cases.into_iter().enumerate() {
         let place = |failure: Failure| Failure {
-            message: format!("{file}: case {}: {}", index + 1, failure.message),
+            message: match lines.get(index) {
+                Some(line) => format!("{file}:{line}: case {}: {}", index + 1, failure.message),
+                None => format!("{file}: case {}: {}", index + 1, failure.message),
+            },
             ..failure
         };
         let family = case.family.map(|family| super::check::family(&family.to_string()));
@@ -81,6 +87,19 @@ pub fn run(args: &TestArgs, output: &Output) -> Done {
         0 => Ok(()),
         different => Err(Failure::untrue(format_args!("{different} of {} cases do not hold", checked.len()))),
     }
+}
+
+/// The line of each item of a block sequence, counted from 1; none for a list that is written otherwise.
+fn lines_of_items(text: &str) -> Vec<usize> {
+    let numbered = text.lines().zip(1..);
+    let dashes = numbered.filter_map(|(line, number)| {
+        let item = line.trim_start();
+        (item.starts_with("- ") || item == "-").then_some((line.len() - item.len(), number))
+    });
+    let dashes: Vec<(usize, usize)> = dashes.collect();
+    // A dash further in belongs to a list inside an item.
+    let outer = dashes.iter().map(|(indent, _)| *indent).min();
+    dashes.into_iter().filter(|(indent, _)| Some(*indent) == outer).map(|(_, number)| number).collect()
 }
 
 fn row(case: &Checked) -> [String; 8] {

@@ -34,7 +34,8 @@ impl Verdict {
         }
     }
 
-    fn of(allow: bool) -> Verdict {
+    /// From a decision.
+    pub const fn of(allow: bool) -> Verdict {
         if allow { Verdict::Allow } else { Verdict::Deny }
     }
 }
@@ -46,6 +47,8 @@ pub struct Side {
     pub verdict: Verdict,
     /// The rule that decided, as a node's verdicts name it; none where no policy selects the pod.
     pub decided_by: Option<String>,
+    /// The rule that is named would deny, but its policy is only audited.
+    pub audit: bool,
     /// Why no rules are asked, where none are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
@@ -56,7 +59,7 @@ pub struct Side {
 impl Side {
     /// No policy is asked.
     fn unasked(why: impl Into<String>) -> Side {
-        Side { verdict: Verdict::Allow, decided_by: None, why: Some(why.into()), considered: Vec::new() }
+        Side { verdict: Verdict::Allow, decided_by: None, audit: false, why: Some(why.into()), considered: Vec::new() }
     }
 }
 
@@ -320,30 +323,36 @@ impl Judge<'_> {
         if direction == Direction::Ingress && tables.node.owns(peer.into()) {
             return Ok(Side::unasked("a node always reaches its own pods"));
         }
-        let (allow, decided_by) = decide(&tables, pod, direction, peer.into(), self.proto.number(self.family), port);
+        let decided = decide(&tables, pod, direction, peer.into(), self.proto.number(self.family), port);
         let question = Question { cluster: &self.rehearsal.cluster, pod, peer, peer_pod: who, proto: self.proto, port };
         let considered = question.walk(direction).rules;
         let why = considered.is_empty().then(|| format!("no policy selects {}", pod.name));
-        Ok(Side { verdict: Verdict::of(allow), decided_by, why, considered })
+        let Decided { allow, by: decided_by, audit } = decided;
+        Ok(Side { verdict: Verdict::of(allow), decided_by, audit, why, considered })
     }
 }
 
+/// What tables decide.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// Whether the packet may pass.
+    pub allow: bool,
+    /// The rule, if one is named.
+    pub by: Option<String>,
+    /// It would deny, but its policy is only audited.
+    pub audit: bool,
+}
+
 /// What the tables of a pod's node decide, and by which rule.
-pub fn decide(
-    tables: &Tables,
-    pod: &Pod,
-    direction: Direction,
-    peer: Address,
-    protocol: u8,
-    port: u16,
-) -> (bool, Option<String>) {
+pub fn decide(tables: &Tables, pod: &Pod, direction: Direction, peer: Address, protocol: u8, port: u16) -> Decided {
     let name = pod.name.to_string();
     let by_address = pod.addresses.iter().find_map(|address| tables.pods.by_address((*address).into()));
     let local =
         by_address.filter(|local| *local.name == *name).or_else(|| tables.pods.iter().find(|p| *p.name == *name));
     // A pod without a port here is not let through by accident.
-    let Some(local) = local else { return (false, None) };
+    let Some(local) = local else { return Decided { allow: false, by: None, audit: false } };
     let set = if direction == Direction::Ingress { local.ingress } else { local.egress };
     let decision = tables.policy.decide(set, tables.identities.of(peer), protocol, port);
-    (decision.allow, tables.policy.name(decision.rule).map(ToString::to_string))
+    let by = tables.policy.name(decision.rule).map(ToString::to_string);
+    Decided { allow: decision.allow, by, audit: decision.audit }
 }

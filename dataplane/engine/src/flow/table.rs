@@ -407,7 +407,12 @@ impl<E: Entry> FlowTable<E> {
 
     /// Every connection, in table order.
     pub fn iter(&self) -> impl Iterator<Item = (Slot, &E, &E)> {
-        (0..self.fresh).filter_map(|pair| {
+        self.pairs(0, self.fresh)
+    }
+
+    /// The connections among `count` places from `first` on; places end at [`Self::used`].
+    pub fn pairs(&self, first: u32, count: u32) -> impl Iterator<Item = (Slot, &E, &E)> {
+        (first..first.saturating_add(count).min(self.fresh)).filter_map(|pair| {
             let slot = Slot(pair * 2);
             let (a, b) = (self.get(slot)?, self.get(slot.sibling())?);
             (a.common().state != 0).then_some((slot, a, b))
