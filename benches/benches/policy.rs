@@ -183,7 +183,7 @@ fn large_node(c: &mut Criterion) {
         scale.namespaces * POLICIES,
         tables.pods.iter().count(),
         tables.policy.sets.len(),
-        tables.policy.maps.len(),
+        tables.policy.distinct_maps().len(),
     );
     eprintln!("bytes: identities {}, policy {}", tables.identities.bytes(), tables.policy.bytes());
 

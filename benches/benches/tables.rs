@@ -42,11 +42,11 @@ fn policy(c: &mut Criterion) {
             PortMap { tcp: intervals.clone(), udp: intervals.clone(), sctp: intervals, other: decision(false, 1) };
         let policy = Policy {
             sets: vec![Arc::new(PolicySet {
-                default: 0,
+                maps: vec![Arc::new(map)],
                 by_identity: (0..rules).map(|n| (IdentityId(n), 0)).collect(),
+                ..PolicySet::default()
             })],
-            maps: vec![Arc::new(map)],
-            names: Vec::new(),
+            ..Policy::default()
         };
         let mut port = 0_u16;
         group.bench_function(format!("decide/{rules}"), |b| {

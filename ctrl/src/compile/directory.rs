@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use sluice_tables::limits::{MAX_PORTS, at_most};
 use sluice_tables::{Address, Pods, TableError};
@@ -18,7 +19,7 @@ use crate::model::{Cluster, NamespacedName, Pod};
 pub(crate) struct Known<'a> {
     pub name: &'a NamespacedName,
     /// None for a local pod that the API has not shown: it has no labels.
-    pub pod: Option<&'a Pod>,
+    pub pod: Option<&'a Arc<Pod>>,
     pub local: Option<&'a LocalPod>,
     /// None where it is not scheduled.
     pub node: Option<&'a str>,
@@ -49,7 +50,7 @@ impl<'a> Directory<'a> {
         };
         let mut pods = BTreeMap::new();
         for (name, port) in &local.pods {
-            let pod = cluster.pods.get(name).map(AsRef::as_ref);
+            let pod = cluster.pods.get(name);
             if pod.is_some_and(|p| p.is_finished() || p.host_network) {
                 continue;
             }

@@ -46,6 +46,16 @@ pub enum CompileError {
     /// Something does not fit into a table.
     #[error(transparent)]
     Table(#[from] TableError),
+    /// Policies list more peers than memory is meant for.
+    #[error("the policies list {listed} classes of peers, the limit is {limit}; most of them {culprit}")]
+    PolicyTooWide {
+        /// How many there are.
+        listed: usize,
+        /// The limit.
+        limit: usize,
+        /// The policy with the most.
+        culprit: String,
+    },
 }
 
 /// Something of the cluster that could not be programmed as it was written.
@@ -83,6 +93,7 @@ pub struct Compiled {
     /// Addresses that move between nodes, and the nodes that may carry each.
     pub placement: Placement,
     services: Option<services::ServiceState>,
+    policy: Option<Arc<policy::PolicyState>>,
 }
 
 /// What every part of the compiler reads.
@@ -120,7 +131,7 @@ pub fn compile(
     let (mut services, state) = services::compile(&context, previous.and_then(|p| p.services.as_ref()), &mut invalid)?;
     let host_ports = host_ports::program(&context, host_ports::of(&context), &mut services, &mut invalid)?;
     let redirects = redirects::of(&context, &host_ports);
-    let policy = policy::compile(&context);
+    let policy = policy::compile(&context, previous.and_then(|p| p.policy.as_deref()))?;
     let pods = context.directory.local_pods(&plan, &policy)?;
     let steering = Steering::of(&context, &services, &egress);
     let tables = Tables {
@@ -143,6 +154,7 @@ pub fn compile(
         redirects,
         placement: moving.placement,
         services: Some(state),
+        policy: Some(policy.state),
     })
 }
 
@@ -178,6 +190,7 @@ pub fn empty(local: &LocalView, knobs: &Knobs) -> Compiled {
         redirects: BTreeSet::new(),
         placement: Placement::default(),
         services: None,
+        policy: None,
     }
 }
 

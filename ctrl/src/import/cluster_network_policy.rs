@@ -1,8 +1,9 @@
 //! policy.networking.k8s.io/v1alpha2 `ClusterNetworkPolicy`: strict, because what is left out of a policy is open.
 //!
-//! A rule that is not understood (an unknown field, peer or action; domain names, which are not supported) turns its
-//! direction into one that denies everything for the policy's subject; a mistake outside the rules does so to both
-//! directions, and a tier that is not understood counts as Admin, so that nothing else can open what this closes.
+//! A rule whose peers or other fields are not understood fails closed as the API asks: an Accept matches nothing, a Deny
+//! or Pass denies everything. A rule whose action is not understood, or rules that are no list, turn their direction into
+//! one that denies everything for the policy's subject; a mistake outside the rules does so to both directions, and a
+//! tier that is not understood counts as Admin, so that nothing else can open what this closes.
 
 use super::value::is_port_name;
 use super::{At, Problem, Report, audit, envelope};
@@ -25,9 +26,10 @@ pub(super) fn import(name: String, root: &At<'_>, report: &mut Report) -> Cluste
 
     let mut fail_closed = FailClosed::default();
     let mut direction = |key, peers, egress, closed: &mut bool| {
-        let rules = report.strict(rules(&spec.get(key), peers, egress));
-        *closed = !understood || rules.is_none();
-        rules.filter(|_| understood).unwrap_or_else(|| vec![ClusterRule::deny_everything()])
+        let field = spec.get(key);
+        let rules = rules(&field, peers, egress, report);
+        *closed = !understood || rules.as_ref().is_none_or(|(_, whole)| !whole);
+        rules.map(|(rules, _)| rules).filter(|_| understood).unwrap_or_else(|| vec![ClusterRule::deny_everything()])
     };
     let ingress = direction("ingress", "from", false, &mut fail_closed.ingress);
     let egress = direction("egress", "to", true, &mut fail_closed.egress);
@@ -87,38 +89,72 @@ fn exactly_one<'a>(field: &At<'a>, known: &[&str]) -> Result<&'a str, Problem> {
     }
 }
 
-fn rules(field: &At<'_>, peers_key: &str, egress: bool) -> Result<Vec<ClusterRule>, Problem> {
-    let mut rules = Vec::new();
-    for entry in field.list()? {
-        entry.only(&["name", "action", peers_key, "protocols"])?;
-        let action_field = entry.get("action");
-        let action = match action_field.required_text()? {
-            "Accept" => RuleAction::Accept,
-            "Deny" => RuleAction::Deny,
-            "Pass" => RuleAction::Pass,
-            other => return Err(action_field.problem(format!("expected Accept, Deny or Pass, found {other:?}"))),
-        };
-        let peers_field = entry.get(peers_key);
-        let mut peers = Vec::new();
-        for peer_field in peers_field.list()? {
-            peers.push(peer(&peer_field, egress)?);
+/// Most rules of a direction, and peers, protocols, networks and domain names of a rule (the API's limits).
+const MOST: usize = 25;
+
+fn at_most(field: &At<'_>, got: usize) -> Result<(), Problem> {
+    if got <= MOST { Ok(()) } else { Err(field.problem(format!("{got} entries, the limit is {MOST}"))) }
+}
+
+/// The rules of a direction and whether all of them were understood; none where they cannot be told apart or ordered.
+fn rules(field: &At<'_>, peers_key: &str, egress: bool, report: &mut Report) -> Option<(Vec<ClusterRule>, bool)> {
+    let entries = report.strict(field.list())?;
+    report.strict(at_most(field, entries.len()))?;
+    let (mut rules, mut whole) = (Vec::new(), true);
+    for entry in &entries {
+        let action = report.strict(action(entry))?;
+        let name = entry.get("name").text().ok().flatten().filter(|n| !n.is_empty()).map(str::to_owned);
+        match report.strict(rule(entry, peers_key, egress, action)) {
+            Some((peers, ports)) => rules.push(ClusterRule { name, action, peers: Some(peers), ports }),
+            None => {
+                whole = false;
+                rules.push(ClusterRule::closed(name, action));
+            }
         }
-        if peers.is_empty() {
-            return Err(peers_field.problem("must name at least one peer"));
-        }
-        let ports = ports(&entry.get("protocols"))?;
-        let by_name = ports.iter().flatten().any(|p| matches!(p, PortMatch::Named(..)));
-        if by_name && peers.iter().any(|p| !matches!(p, ClusterPeer::Pods { .. })) {
-            return Err(entry.get("protocols").problem("nodes and networks have no named ports"));
-        }
-        let name = entry.get("name").text()?.filter(|n| !n.is_empty()).map(str::to_owned);
-        rules.push(ClusterRule { name, action, peers: Some(peers), ports });
     }
-    Ok(rules)
+    Some((rules, whole))
+}
+
+fn action(entry: &At<'_>) -> Result<RuleAction, Problem> {
+    let field = entry.get("action");
+    match field.required_text()? {
+        "Accept" => Ok(RuleAction::Accept),
+        "Deny" => Ok(RuleAction::Deny),
+        "Pass" => Ok(RuleAction::Pass),
+        other => Err(field.problem(format!("expected Accept, Deny or Pass, found {other:?}"))),
+    }
+}
+
+type Matches = (Vec<ClusterPeer>, Option<Vec<PortMatch>>);
+
+fn rule(entry: &At<'_>, peers_key: &str, egress: bool, action: RuleAction) -> Result<Matches, Problem> {
+    entry.only(&["name", "action", peers_key, "protocols"])?;
+    entry.get("name").text()?;
+    let peers_field = entry.get(peers_key);
+    let list = peers_field.list()?;
+    at_most(&peers_field, list.len())?;
+    let mut peers = Vec::new();
+    for peer_field in &list {
+        let peer = peer(peer_field, egress)?;
+        if matches!(peer, ClusterPeer::Domains(_)) && action != RuleAction::Accept {
+            return Err(peer_field.get("domainNames").problem("is for Accept rules only"));
+        }
+        peers.push(peer);
+    }
+    if peers.is_empty() {
+        return Err(peers_field.problem("must name at least one peer"));
+    }
+    let ports = ports(&entry.get("protocols"))?;
+    let by_name = ports.iter().flatten().any(|p| matches!(p, PortMatch::Named(..)));
+    if by_name && peers.iter().any(|p| !matches!(p, ClusterPeer::Pods { .. })) {
+        return Err(entry.get("protocols").problem("nodes, networks and domain names have no named ports"));
+    }
+    Ok((peers, ports))
 }
 
 fn peer(field: &At<'_>, egress: bool) -> Result<ClusterPeer, Problem> {
-    let known: &[&str] = if egress { &["namespaces", "pods", "nodes", "networks"] } else { &["namespaces", "pods"] };
+    let known: &[&str] =
+        if egress { &["namespaces", "pods", "nodes", "networks", "domainNames"] } else { &["namespaces", "pods"] };
     let everything = |selector: Option<Selector>| selector.unwrap_or_else(Selector::everything);
     Ok(match exactly_one(field, known)? {
         "namespaces" => ClusterPeer::Pods {
@@ -134,23 +170,43 @@ fn peer(field: &At<'_>, egress: bool) -> Result<ClusterPeer, Problem> {
             }
         }
         "nodes" => ClusterPeer::Nodes(everything(field.get("nodes").selector()?)),
-        _ => {
-            let networks_field = field.get("networks");
-            let mut networks = Vec::new();
-            for entry in networks_field.list()? {
-                networks.push(entry.network()?);
-            }
-            if networks.is_empty() {
-                return Err(networks_field.problem("must name at least one network"));
-            }
-            ClusterPeer::Networks(networks)
-        }
+        "networks" => ClusterPeer::Networks(several(&field.get("networks"), |network| network.network())?),
+        _ => ClusterPeer::Domains(several(&field.get("domainNames"), domain_name)?),
     })
+}
+
+/// A list with one entry at least and [`MOST`] at most.
+fn several<T>(field: &At<'_>, read: impl for<'a> Fn(&At<'a>) -> Result<T, Problem>) -> Result<Vec<T>, Problem> {
+    let list = field.list()?;
+    at_most(field, list.len())?;
+    if list.is_empty() {
+        return Err(field.problem("must name at least one"));
+    }
+    list.iter().map(read).collect()
+}
+
+/// A domain name by the API's rule, lower case and without a dot at its end.
+fn domain_name(field: &At<'_>) -> Result<String, Problem> {
+    let text = field.required_text()?;
+    let name = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+    let rest = name.strip_prefix("*.").unwrap_or(&name);
+    let label = |label: &str| {
+        label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+            && label.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && label.ends_with(|c: char| c.is_ascii_alphanumeric())
+    };
+    let is_name = rest.contains('.') && rest.split('.').all(label) && sluice_tables::domains::to_wire(rest).is_some();
+    if is_name {
+        Ok(name)
+    } else {
+        Err(field.problem(format!("expected a domain name such as *.example.org, found {text:?}")))
+    }
 }
 
 /// None where the field is missing: every protocol. A list that is there names at least one.
 fn ports(field: &At<'_>) -> Result<Option<Vec<PortMatch>>, Problem> {
     let Some(entries) = field.items()? else { return Ok(None) };
+    at_most(field, entries.len())?;
     let mut ports = Vec::new();
     for entry in &entries {
         ports.push(match exactly_one(entry, &["tcp", "udp", "sctp", "destinationNamedPort"])? {
@@ -245,37 +301,89 @@ mod tests {
         assert!(policy.subject.namespaces.is_everything() && policy.subject.pods.is_everything());
     }
 
+    const NOT_UNDERSTOOD: [&str; 20] = [
+        "to: [{}]",
+        "to: []",
+        "to: [{shinyNewPeer: {}}]",
+        "to: [{namespaces: {}}, {shinyNewPeer: {}}]",
+        "to: [{domainNames: []}]",
+        "to: [{domainNames: [example]}]",
+        "to: [{domainNames: ['www.*.org']}]",
+        "to: [{domainNames: ['*example.org']}]",
+        "to: [{namespaces: {}, pods: {}}]",
+        "to: [{networks: []}]",
+        "to: [{networks: [x]}]",
+        "to: [{namespaces: {matchLabel: {}}}]",
+        "to: [{namespaces: {}}], log: true",
+        "to: [{namespaces: {}}], protocols: []",
+        "to: [{namespaces: {}}], protocols: [{tcp: {}}]",
+        "to: [{namespaces: {}}], protocols: [{icmp: {}}]",
+        "to: [{namespaces: {}}], protocols: [{tcp: {destinationPort: {range: {start: 9, end: 1}}}}]",
+        "to: [{namespaces: {}}], protocols: [{tcp: {destinationPort: {number: 1, range: {}}}}]",
+        "to: [{networks: [10.0.0.0/8]}], protocols: [{destinationNamedPort: http}]",
+        "to: [{domainNames: [example.org]}], protocols: [{destinationNamedPort: http}]",
+    ];
+
+    fn with_egress(rules: &str) -> (ClusterNetworkPolicy, Vec<String>) {
+        closed(&format!(
+            "{{tier: Admin, priority: 1, subject: {{namespaces: {{matchLabels: {{a: b}}}}}}, egress: [{rules}], \
+             ingress: [{{action: Accept, from: [{{namespaces: {{}}}}]}}]}}"
+        ))
+    }
+
     #[test]
-    fn a_rule_that_is_not_understood_denies_its_direction_and_no_other() {
-        for rule in [
-            "{action: Accept, to: [{}]}",
-            "{action: Accept, to: []}",
-            "{action: Accept}",
-            "{action: Allow, to: [{namespaces: {}}]}",
-            "{to: [{namespaces: {}}]}",
-            "{action: Accept, to: [{domainNames: [example.com]}]}",
-            "{action: Accept, to: [{namespaces: {}, pods: {}}]}",
-            "{action: Accept, to: [{networks: []}]}",
-            "{action: Accept, to: [{networks: [x]}]}",
-            "{action: Accept, to: [{namespaces: {matchLabel: {}}}]}",
-            "{action: Accept, to: [{namespaces: {}}], log: true}",
-            "{action: Accept, to: [{namespaces: {}}], protocols: []}",
-            "{action: Accept, to: [{namespaces: {}}], protocols: [{tcp: {}}]}",
-            "{action: Accept, to: [{namespaces: {}}], protocols: [{icmp: {}}]}",
-            "{action: Accept, to: [{namespaces: {}}], protocols: [{tcp: {destinationPort: {range: {start: 9, end: 1}}}}]}",
-            "{action: Accept, to: [{namespaces: {}}], protocols: [{tcp: {destinationPort: {number: 1, range: {}}}}]}",
-            "{action: Accept, to: [{networks: [10.0.0.0/8]}], protocols: [{destinationNamedPort: http}]}",
-        ] {
-            let (policy, problems) = closed(&format!(
-                "{{tier: Admin, priority: 1, subject: {{namespaces: {{matchLabels: {{a: b}}}}}}, egress: [{rule}], \
-                 ingress: [{{action: Accept, from: [{{namespaces: {{}}}}]}}]}}"
-            ));
-            assert_eq!(policy.egress, [ClusterRule::deny_everything()], "{rule}");
-            assert_eq!(policy.ingress[0].action, RuleAction::Accept, "{rule}");
-            assert_eq!(policy.fail_closed, FailClosed { ingress: false, egress: true }, "{rule}");
-            assert!(!policy.subject.namespaces.is_everything());
-            assert_eq!(problems.len(), 1, "{rule}: {problems:?}");
+    fn a_rule_that_is_not_understood_accepts_nothing_or_denies_everything() {
+        for rule in NOT_UNDERSTOOD {
+            for (action, expected) in [
+                (
+                    "Accept",
+                    ClusterRule {
+                        action: RuleAction::Accept,
+                        peers: Some(vec![]),
+                        name: Some("x".into()),
+                        ports: None,
+                    },
+                ),
+                ("Deny", ClusterRule { action: RuleAction::Deny, peers: None, name: Some("x".into()), ports: None }),
+                ("Pass", ClusterRule { action: RuleAction::Deny, peers: None, name: Some("x".into()), ports: None }),
+            ] {
+                let other = "{action: Accept, to: [{nodes: {}}]}";
+                let (policy, problems) = with_egress(&format!("{{name: x, action: {action}, {rule}}}, {other}"));
+                assert_eq!(policy.egress[0], expected, "{action}: {rule}");
+                assert_eq!(policy.egress[1].peers, Some(vec![ClusterPeer::Nodes(Selector::everything())]), "{rule}");
+                assert_eq!(policy.ingress[0].action, RuleAction::Accept, "{rule}");
+                assert_eq!(policy.fail_closed, FailClosed { ingress: false, egress: true }, "{rule}");
+                assert!(!policy.subject.namespaces.is_everything());
+                assert_eq!(problems.len(), 1, "{rule}: {problems:?}");
+            }
         }
+    }
+
+    #[test]
+    fn rules_that_cannot_be_ordered_deny_their_direction_and_no_other() {
+        let many = vec!["{action: Accept, to: [{namespaces: {}}]}"; 26].join(", ");
+        for rules in ["{action: Allow, to: [{namespaces: {}}]}", "{to: [{namespaces: {}}]}", "7", &many] {
+            let (policy, problems) = with_egress(rules);
+            assert_eq!(policy.egress, [ClusterRule::deny_everything()], "{rules}");
+            assert_eq!(policy.ingress[0].action, RuleAction::Accept);
+            assert_eq!(policy.fail_closed, FailClosed { ingress: false, egress: true });
+            assert_eq!(problems.len(), 1, "{problems:?}");
+        }
+    }
+
+    #[test]
+    fn domain_names_are_for_egress_accept_rules_and_lose_case_and_last_dot() {
+        let (policy, problems) =
+            with_egress("{action: Accept, to: [{domainNames: ['*.Example.ORG.', kubernetes.io]}]}");
+        let names = vec!["*.example.org".to_owned(), "kubernetes.io".to_owned()];
+        assert_eq!((policy.egress[0].peers.clone(), problems.len()), (Some(vec![ClusterPeer::Domains(names)]), 0));
+        let (policy, problems) = with_egress("{action: Deny, to: [{domainNames: [example.org]}]}");
+        assert_eq!((policy.egress[0].action, &policy.egress[0].peers), (RuleAction::Deny, &None));
+        assert!(problems[0].contains("Accept rules only"), "{problems:?}");
+        let (policy, _) = closed(
+            "{tier: Admin, priority: 1, subject: {namespaces: {}}, ingress: [{action: Accept, from: [{domainNames: [a.b]}]}]}",
+        );
+        assert_eq!(policy.ingress[0].peers, Some(vec![]));
     }
 
     #[test]
@@ -283,8 +391,8 @@ mod tests {
         let (policy, _) = closed(
             "{tier: Admin, priority: 1, subject: {namespaces: {}}, ingress: [{action: Accept, from: [{networks: [10.0.0.0/8]}]}]}",
         );
-        assert_eq!(policy.ingress, [ClusterRule::deny_everything()]);
-        assert!(policy.egress.is_empty());
+        assert_eq!(policy.ingress, [ClusterRule::closed(None, RuleAction::Accept)]);
+        assert!(policy.egress.is_empty() && policy.fail_closed.ingress);
     }
 
     #[test]

@@ -51,6 +51,9 @@ pub enum ClusterPeer {
     Nodes(Selector),
     /// Addresses, inside the cluster as well as outside; egress only.
     Networks(Vec<IpNet>),
+    /// Addresses that the pod was told in DNS answers about these names (lower case, no dot at the end; `*.` in front
+    /// stands for one label or more); egress Accept rules only.
+    Domains(Vec<String>),
 }
 
 /// One entry of `ingress` or `egress`.
@@ -60,7 +63,7 @@ pub struct ClusterRule {
     pub name: Option<String>,
     /// What happens to what matches.
     pub action: RuleAction,
-    /// None matches everything; only rules that stand for something not understood have it.
+    /// None matches everything, an empty list nothing; only rules that stand for something not understood have these.
     pub peers: Option<Vec<ClusterPeer>>,
     /// None matches every protocol and port.
     pub ports: Option<Vec<PortMatch>>,
@@ -70,6 +73,17 @@ impl ClusterRule {
     /// The rule that stands in for a direction that was not understood; verdicts name it `fail-closed`.
     pub fn deny_everything() -> ClusterRule {
         ClusterRule { name: Some("fail-closed".to_owned()), action: RuleAction::Deny, peers: None, ports: None }
+    }
+
+    /// What a rule becomes whose peers or protocols were not understood: an Accept matches nothing, a Deny or Pass
+    /// denies everything, as the API asks of implementations that meet a newer API.
+    pub fn closed(name: Option<String>, action: RuleAction) -> ClusterRule {
+        match action {
+            RuleAction::Accept => ClusterRule { name, action, peers: Some(Vec::new()), ports: None },
+            RuleAction::Deny | RuleAction::Pass => {
+                ClusterRule { name, action: RuleAction::Deny, peers: None, ports: None }
+            }
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What policies let through, rule names, and when a pod's version moves.
 
-use sluice_tables::Direction;
+use sluice_tables::{Direction, DomainId};
 
 use crate::story::{Ask, ICMP, NODES, SCTP, Story, TCP, UDP, pod};
 
@@ -284,12 +284,114 @@ fn egress_rules_may_name_nodes_and_networks() {
 }
 
 #[test]
-fn a_cluster_rule_that_is_not_understood_denies_its_direction() {
-    let spec = "{ tier: Baseline, priority: 1, subject: { namespaces: {} }, egress: [
-        { action: Accept, to: [{ domainNames: ['*.example.org'] }] }] }";
+fn a_cluster_rule_that_is_not_understood_accepts_nothing_or_denies_all() {
+    let spec = |action: &str| {
+        format!(
+            "{{ tier: Admin, priority: 1, subject: {{ namespaces: {{}} }}, egress: [
+                {{ name: odd, action: {action}, to: [{{ namespaces: {{}} }}, {{ shinyNewPeer: {{}} }}] }},
+                {{ name: web, action: Accept, to: [{{ networks: [0.0.0.0/0] }}] }}] }}"
+        )
+    };
+    let accept = world().with(&cluster_policy("p", &spec("Accept"))).on("node-a");
+    assert_eq!(accept.egress("x/a", YA, TCP, 443), named(true, "ClusterNetworkPolicy/p#web"));
+    for action in ["Deny", "Pass"] {
+        let compiled = world().with(&cluster_policy("p", &spec(action))).on("node-a");
+        for peer in [YA, OUTSIDE] {
+            assert_eq!(compiled.egress("x/a", peer, TCP, 443), named(false, "ClusterNetworkPolicy/p#odd"), "{action}");
+        }
+        assert!(compiled.ingress("x/a", OUTSIDE, TCP, 443).0);
+    }
+}
+
+#[test]
+fn a_domain_rule_accepts_what_was_learned_where_nothing_before_it_decides() {
+    let spec = "{ tier: Admin, priority: 1, subject: { namespaces: {} }, egress: [
+        { name: never, action: Deny, to: [{ networks: [198.51.100.0/28] }] },
+        { name: web, action: Accept, to: [{ domainNames: ['*.example.org', 'example.org'] }],
+          protocols: [{ tcp: { destinationPort: { number: 443 } } }] },
+        { name: mail, action: Accept, to: [{ domainNames: ['mail.example.org'] }, { networks: [203.0.113.0/24] }] },
+        { name: rest, action: Deny, to: [{ networks: [0.0.0.0/0, '::/0'] }] }] }";
     let compiled = world().with(&cluster_policy("dns", spec)).on("node-a");
-    assert_eq!(compiled.egress("x/a", OUTSIDE, TCP, 443), named(false, "ClusterNetworkPolicy/dns#fail-closed"));
-    assert!(compiled.ingress("x/a", OUTSIDE, TCP, 443).0);
+    let tables = &compiled.tables;
+    assert_eq!(tables.policy.domains.texts(), ["*.example.org", "example.org", "mail.example.org"]);
+    let set = compiled.local_pod("x/a").egress;
+    let ask = |peer: &str, port, known: &[&str]| {
+        let known: Vec<DomainId> = known.iter().map(|name| DomainId::of(name)).collect();
+        let peer = tables.identities.of(crate::story::ip(peer));
+        let (decision, by_name) =
+            tables.policy.decide_learned(set, peer, TCP, port, |names| names.iter().any(|n| known.contains(n)));
+        let (allow, name) = compiled.named(decision);
+        (allow, name.unwrap_or_default().replace("ClusterNetworkPolicy/dns#", ""), by_name)
+    };
+    let told = |allow, name: &str, by_name| (allow, name.to_owned(), by_name);
+    assert_eq!(ask("198.51.100.77", 443, &["*.example.org"]), told(true, "web", true));
+    assert_eq!(ask("198.51.100.77", 443, &[]), told(false, "rest", false));
+    assert_eq!(ask("198.51.100.77", 80, &["*.example.org"]), told(false, "rest", false));
+    assert_eq!(ask("198.51.100.77", 80, &["*.example.org", "mail.example.org"]), told(true, "mail", true));
+    assert_eq!(ask("198.51.100.7", 443, &["example.org"]), told(false, "never", false));
+    assert_eq!(ask("203.0.113.9", 25, &[]), told(true, "mail", false), "a rule's other peers need no names");
+    assert_eq!(ask("2001:db8:9::1", 443, &["example.org"]), told(true, "web", true));
+}
+
+#[test]
+fn an_audited_deny_before_a_domain_rule_is_recorded_and_the_rule_still_decides() {
+    let deny = "
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: { name: trial, annotations: { sluicegate.dev/enforcement: audit } }
+spec: { tier: Admin, priority: 1, subject: { namespaces: {} },
+        egress: [{ action: Deny, to: [{ networks: [0.0.0.0/0] }] }] }
+";
+    let names = "{ tier: Admin, priority: 2, subject: { namespaces: {} }, egress: [
+        { name: web, action: Accept, to: [{ domainNames: [example.org] }] },
+        { name: rest, action: Deny, to: [{ networks: [0.0.0.0/0] }] }] }";
+    let compiled = world().with(deny).with(&cluster_policy("dns", names)).on("node-a");
+    let (tables, set) = (&compiled.tables, compiled.local_pod("x/a").egress);
+    let peer = tables.identities.of(crate::story::ip(OUTSIDE));
+    let (known, by_name) = tables.policy.decide_learned(set, peer, TCP, 443, |_| true);
+    assert!(known.allow && known.audit && by_name);
+    assert!(!tables.policy.decide_learned(set, peer, TCP, 443, |_| false).0.allow);
+}
+
+/// Eighty pods that rules tell apart, so that peers which all of them answer to are asked by table.
+#[test]
+fn broad_peers_are_shared_between_sets_and_decide_as_listed_ones_do() {
+    let mut story = world();
+    for n in 0..80 {
+        story = story.with(&pod("x", &format!("n{n}"), "node-b", 100 + n));
+    }
+    let one = |n: u32| {
+        let on = ["a", "b"][n as usize % 2];
+        policy(
+            &format!("only-{n}"),
+            &format!(
+                "{{ podSelector: {{ matchLabels: {{ pod: {on} }} }}, ingress: [
+                   {{ from: [{{ podSelector: {{ matchLabels: {{ pod: n{n} }} }} }}], ports: [{{ port: {} }}] }}] }}",
+                1000 + n
+            ),
+        )
+    };
+    for n in 0..80 {
+        story = story.with(&one(n));
+    }
+    let all = "{ podSelector: {}, ingress: [
+        { from: [{ namespaceSelector: {} }], ports: [{ port: 80 }] },
+        { from: [{ ipBlock: { cidr: 10.244.0.0/16, except: [10.244.2.105/32] } }], ports: [{ port: 81 }] }] }";
+    let compiled = story.with(&policy("all", all)).on("node-a");
+    let tables = &compiled.tables;
+    assert!(tables.policy.sets.iter().all(|set| set.broad.len() == 2), "both rules have many peers");
+    let shared =
+        |n: usize| tables.policy.sets.iter().map(|set| std::sync::Arc::as_ptr(&set.broad[n])).collect::<Vec<_>>();
+    assert!(shared(0).windows(2).all(|w| w[0] == w[1]), "one table for all sets");
+    for n in 0..80u16 {
+        let peer = format!("10.244.2.{}", 100 + n);
+        let open = |name: &str, port| compiled.ingress(name, &peer, TCP, port).0;
+        let (mine, other) = if n % 2 == 0 { ("x/a", "x/b") } else { ("x/b", "x/a") };
+        assert!(open(mine, 1000 + n) && !open(other, 1000 + n) && !open(mine, 1000 + (n + 2) % 80), "{n}");
+        assert!(open("x/a", 80) && open("x/c", 80) && open("x/a", 81) == (n != 5), "{n}");
+    }
+    assert!(!compiled.ingress("x/a", OUTSIDE, TCP, 80).0 && !compiled.ingress("x/a", OUTSIDE, TCP, 81).0);
+    assert!(!compiled.ingress("x/a", "10.244.9.9", TCP, 80).0 && compiled.ingress("x/a", "10.244.9.9", TCP, 81).0);
 }
 
 #[test]

@@ -112,6 +112,7 @@ impl Question<'_> {
     fn is_cluster_peer(&self, peer: &ClusterPeer) -> bool {
         match peer {
             ClusterPeer::Networks(nets) => nets.iter().any(|n| n.contains(&self.peer)),
+            ClusterPeer::Domains(_) => false,
             ClusterPeer::Nodes(selector) => {
                 let mut nodes = self.cluster.nodes.values().filter(|n| selector.matches(&n.labels));
                 nodes.any(|n| n.internal_ips.contains(&self.peer))
@@ -330,8 +331,46 @@ prop_compose! {
     }
 }
 
+/// A change of one pod: its labels, its ports, its end, or a new one.
+fn change() -> impl Strategy<Value = (prop::sample::Index, Labels, Vec<ContainerPort>, u8)> {
+    (any::<prop::sample::Index>(), labels(), container_ports(), 0..4u8)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(192))]
+
+    #[test]
+    fn what_the_last_compilation_left_changes_nothing(
+        cluster in cluster(),
+        changes in prop::collection::vec(change(), 1..6),
+    ) {
+        let knobs = Knobs::from(&Config::builtin("node0"));
+        let mut cluster = cluster;
+        let mut last = None;
+        for (at, labels, ports, kind) in changes {
+            let name = cluster.pods.keys().nth(at.index(cluster.pods.len())).unwrap().clone();
+            let mut pod = (*cluster.pods[&name]).clone();
+            match kind {
+                0 => pod.labels = labels,
+                1 => pod.ports = ports,
+                2 => (pod.phase, pod.addresses) = (Phase::Succeeded, Vec::new()),
+                _ => {
+                    pod.name.name.push('x');
+                    pod.addresses.iter_mut().for_each(|address| match address {
+                        IpAddr::V4(v4) => *v4 = (u32::from(*v4) | 0x80).into(),
+                        IpAddr::V6(v6) => *v6 = (u128::from(*v6) | 0x80).into(),
+                    });
+                }
+            }
+            cluster.pods.insert(pod.name.clone(), Arc::new(pod));
+            let view = LocalView::derived(&cluster, "node0", &Replay::default()).unwrap();
+            let anew = compile(&cluster, &view, &knobs, None).unwrap();
+            let next = compile(&cluster, &view, &knobs, last.as_ref()).unwrap();
+            prop_assert_eq!(next.tables.dump(), anew.tables.dump());
+            prop_assert_eq!(next.tables.pods.versions(), anew.tables.pods.versions());
+            last = Some(next);
+        }
+    }
 
     #[test]
     fn compiled_verdicts_are_the_ones_the_objects_ask_for(cluster in cluster()) {

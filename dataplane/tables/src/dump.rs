@@ -5,7 +5,7 @@
 
 use crate::address::Address;
 use crate::hops::HopKind;
-use crate::policy::{Decision, PortIntervals, RuleId};
+use crate::policy::{Decision, PolicySet, PortIntervals, RuleId};
 use crate::services::{BackendSet, Frontend};
 use crate::stable_hash::stable_hash;
 use crate::{Prefix, Tables};
@@ -134,7 +134,7 @@ impl Tables {
 
     fn dump_policy(&self, out: &mut String) -> std::fmt::Result {
         writeln!(out, "[identities]")?;
-        for (address, id) in sorted(&self.identities.exact) {
+        for (address, id) in sorted(&*self.identities.exact) {
             writeln!(out, "{address} {}", id.0)?;
         }
         for (prefix, id) in self.identities.prefixes.entries() {
@@ -142,16 +142,31 @@ impl Tables {
         }
         writeln!(out, "[policy]")?;
         for (id, set) in self.policy.sets.iter().enumerate() {
-            writeln!(out, "set {id} default={}", set.default)?;
-            for (identity, map) in sorted(&set.by_identity) {
-                writeln!(out, "set {id} identity={} map={map}", identity.0)?;
-            }
+            self.dump_set(&format!("set {id}"), set, out)?;
         }
-        for (id, map) in self.policy.maps.iter().enumerate() {
-            for (name, intervals) in [("tcp", &map.tcp), ("udp", &map.udp), ("sctp", &map.sctp)] {
-                writeln!(out, "map {id} {name} {}", self.intervals(intervals))?;
+        Ok(())
+    }
+
+    fn dump_set(&self, name: &str, set: &PolicySet, out: &mut String) -> std::fmt::Result {
+        for (at, members) in set.broad.iter().enumerate() {
+            let mut members: Vec<u32> = members.iter().map(|id| id.0).collect();
+            members.sort_unstable();
+            writeln!(out, "{name} broad {at} {}", list(&members))?;
+        }
+        writeln!(out, "{name} breadth {}", list(&set.by_breadth))?;
+        for (identity, map) in sorted(&set.by_identity) {
+            writeln!(out, "{name} identity={} map={map}", identity.0)?;
+        }
+        for (id, map) in set.maps.iter().enumerate() {
+            for (protocol, intervals) in [("tcp", &map.tcp), ("udp", &map.udp), ("sctp", &map.sctp)] {
+                writeln!(out, "{name} map {id} {protocol} {}", self.intervals(intervals))?;
             }
-            writeln!(out, "map {id} other {}", self.decision(&map.other))?;
+            writeln!(out, "{name} map {id} other {}", self.decision(&map.other))?;
+        }
+        for (at, rule) in set.domains.iter().enumerate() {
+            let names: Vec<_> = rule.names.iter().map(|id| self.policy.domains.text(*id).unwrap_or("?")).collect();
+            writeln!(out, "{name} domains {at} {}", names.join(","))?;
+            self.dump_set(&format!("{name} domains {at}"), &rule.set, out)?;
         }
         Ok(())
     }
@@ -162,6 +177,9 @@ impl Tables {
     }
 
     fn decision(&self, decision: &Decision) -> String {
+        if decision.rule == RuleId::OTHER {
+            return "other".to_owned();
+        }
         let verdict = match (decision.allow, decision.audit) {
             (true, true) => "audit",
             (true, false) => "allow",

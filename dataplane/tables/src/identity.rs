@@ -3,8 +3,9 @@
 use crate::address::Address;
 use crate::lpm::Lpm;
 use hashbrown::HashMap;
+use std::sync::Arc;
 
-/// A class of addresses that every rule treats alike. 0 is "no rule knows it".
+/// A class of addresses that every rule treats alike, numbered by its content. 0 is "no rule knows it".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct IdentityId(pub u32);
 
@@ -12,9 +13,9 @@ pub struct IdentityId(pub u32);
 #[derive(Clone, Debug, Default)]
 pub struct Identities {
     /// Pods of the whole cluster (and other single addresses with labels).
-    pub exact: HashMap<Address, IdentityId>,
+    pub exact: Arc<HashMap<Address, IdentityId>>,
     /// CIDRs of all rules, each prefix with the identity of addresses whose most specific prefix it is.
-    pub prefixes: Lpm<IdentityId>,
+    pub prefixes: Arc<Lpm<IdentityId>>,
 }
 
 impl Identities {
@@ -29,8 +30,9 @@ impl Identities {
 
     /// How many identities there are, that of unknown addresses included.
     pub fn count(&self) -> usize {
-        let prefixes = self.prefixes.entries().into_iter().map(|(_, id)| id.0);
-        self.exact.values().map(|id| id.0).chain(prefixes).max().unwrap_or_default() as usize + 1
+        let prefixes = self.prefixes.entries().into_iter().map(|(_, id)| *id);
+        let all: hashbrown::HashSet<IdentityId> = self.exact.values().copied().chain(prefixes).collect();
+        all.len() + usize::from(!all.contains(&IdentityId(0)))
     }
 
     /// Memory of both lookups, in bytes.

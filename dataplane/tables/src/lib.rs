@@ -5,6 +5,7 @@
 //! Everything here is plain data: no clock, no I/O, no Kubernetes, no randomness.
 
 pub mod address;
+pub mod domains;
 mod dump;
 pub mod egress;
 pub mod hops;
@@ -22,6 +23,7 @@ pub mod settings;
 pub mod stable_hash;
 
 pub use address::{Address, Family, Prefix};
+pub use domains::{DomainId, Domains};
 pub use egress::{Egress, EgressPath, EgressRule};
 pub use hops::{Hop, HopId, HopKind, Hops};
 pub use identity::{Identities, IdentityId};

@@ -1,10 +1,14 @@
 //! Compiled policy: one lookup on (policy set, identity, protocol, port) gives the verdict and the rule that gave it.
 //!
 //! All tiers are folded at compile time: the port map of an identity holds, for each protocol, disjoint port intervals
-//! with their final decision, so the packet path never walks rules.
+//! with their final decision, so the packet path never walks rules. Peers that few identities answer to are listed in a
+//! set one by one; peers that many answer to (all namespaces, 0.0.0.0/0) are asked for by membership in a table that all
+//! sets share, so that memory grows with rules plus members and not with their product. Rules whose peers are domain
+//! names have a set of their own, asked first where the pod has learned such an address ([`Policy::decide_learned`]).
 
+use crate::domains::{DomainId, Domains};
 use crate::identity::IdentityId;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// Which side of a pod.
@@ -16,7 +20,7 @@ pub enum Direction {
     Egress,
 }
 
-/// Index of a rule's name in [`Policy::names`].
+/// A rule: a number made of its name ([`RuleNames`]), so that it means the same rule in every generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RuleId(pub u32);
 
@@ -25,6 +29,10 @@ impl RuleId {
     pub const NONE: RuleId = RuleId(0);
     /// Selected by a policy, allowed by none.
     pub const ISOLATION: RuleId = RuleId(1);
+    /// Stands in a domain rule's port maps where another rule decides.
+    pub const OTHER: RuleId = RuleId(2);
+    /// The lowest number of a named rule.
+    pub const FIRST: RuleId = RuleId(3);
 }
 
 /// Index of a set in [`Policy::sets`].
@@ -45,6 +53,10 @@ pub struct Decision {
 impl Decision {
     /// Allowed because nothing selects the pod.
     pub const UNSELECTED: Decision = Decision { allow: true, audit: false, rule: RuleId::NONE };
+    /// Denied because a policy selects the pod and none allows.
+    pub const ISOLATED: Decision = Decision { allow: false, audit: false, rule: RuleId::ISOLATION };
+    /// The domain rule that was asked does not decide.
+    pub const OTHER: Decision = Decision { allow: false, audit: false, rule: RuleId::OTHER };
 }
 
 /// Disjoint, sorted, covering port intervals of one protocol: each entry holds from its port up to the next entry's.
@@ -63,13 +75,123 @@ pub struct PortMap {
     pub other: Decision,
 }
 
+impl PortMap {
+    /// The decision for a protocol and a destination port.
+    #[inline]
+    pub fn decide(&self, protocol: u8, port: u16) -> Decision {
+        let intervals = match protocol {
+            6 => &self.tcp,
+            17 => &self.udp,
+            132 => &self.sctp,
+            _ => return self.other,
+        };
+        let at = intervals.partition_point(|(from, _)| *from <= port);
+        intervals.get(at.wrapping_sub(1)).map_or(Decision::ISOLATED, |(_, d)| *d)
+    }
+}
+
+/// Identities that many addresses or rules share, as a table to ask.
+pub type Members = HashSet<IdentityId>;
+
+/// Most [`PolicySet::broad`] peers of a set.
+pub const MAX_BROAD: usize = 6;
+
 /// The rules of one direction of one pod (shared by pods with equal rules).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PolicySet {
-    /// For identities without an entry.
-    pub default: u32,
-    /// Identity to index in [`Policy::maps`].
+    /// Port maps that this set's other fields point into.
+    pub maps: Vec<Arc<PortMap>>,
+    /// Identity to index in `maps`, for the members of peers that few answer to.
     pub by_identity: HashMap<IdentityId, u32>,
+    /// Peers that many answer to; at most [`MAX_BROAD`].
+    pub broad: Vec<Arc<Members>>,
+    /// For identities that are not in `by_identity`: index in `maps` by which of `broad` they are in (bit n for the nth).
+    pub by_breadth: Vec<u32>,
+    /// Rules for addresses behind domain names, in the order of evaluation.
+    pub domains: Vec<DomainRule>,
+}
+
+/// A rule that accepts what was learned of domain names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DomainRule {
+    /// The names, sorted.
+    pub names: Vec<DomainId>,
+    /// What is decided if an address belongs to them: [`Decision::OTHER`] where another rule decides.
+    pub set: Arc<PolicySet>,
+}
+
+impl PolicySet {
+    /// The port map of an identity; `None` (deny) for what the compiler did not foresee.
+    #[inline]
+    pub fn map(&self, peer: IdentityId) -> Option<&PortMap> {
+        let at = match self.by_identity.get(&peer) {
+            Some(at) => *at,
+            None => {
+                let bits =
+                    self.broad.iter().enumerate().fold(0, |bits, (n, m)| bits | usize::from(m.contains(&peer)) << n);
+                *self.by_breadth.get(bits)?
+            }
+        };
+        self.maps.get(at as usize).map(Arc::as_ref)
+    }
+
+    #[inline]
+    fn decide(&self, peer: IdentityId, protocol: u8, port: u16) -> Decision {
+        self.map(peer).map_or(Decision::ISOLATED, |map| map.decide(protocol, port))
+    }
+
+    /// Memory of the set without what it shares, in bytes.
+    pub fn bytes(&self) -> usize {
+        size_of::<PolicySet>()
+            + self.maps.capacity() * size_of::<Arc<PortMap>>()
+            + self.by_identity.allocation_size()
+            + (self.by_breadth.capacity() * size_of::<u32>())
+            + self.domains.iter().map(|rule| rule.names.len() * size_of::<DomainId>() + rule.set.bytes()).sum::<usize>()
+    }
+}
+
+/// Names of rules by number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleNames {
+    names: HashMap<RuleId, Arc<str>>,
+    numbers: HashMap<Arc<str>, RuleId>,
+}
+
+impl Default for RuleNames {
+    fn default() -> Self {
+        RuleNames { names: [(RuleId::ISOLATION, "isolation".into())].into_iter().collect(), numbers: HashMap::new() }
+    }
+}
+
+impl RuleNames {
+    /// Numbers names by their content; two that meet in one number are told apart in the order of names.
+    pub fn new(names: impl IntoIterator<Item = Arc<str>>) -> Self {
+        let mut sorted: Vec<Arc<str>> = names.into_iter().collect();
+        sorted.sort_unstable();
+        sorted.dedup();
+        let mut out = RuleNames::default();
+        for name in sorted {
+            let mut number = RuleId(crate::stable_hash::stamp(&*name).max(RuleId::FIRST.0));
+            while out.names.contains_key(&number) {
+                number = RuleId(number.0.wrapping_add(1).max(RuleId::FIRST.0));
+            }
+            out.names.insert(number, name.clone());
+            out.numbers.insert(name, number);
+        }
+        out
+    }
+
+    /// The number of a name; `isolation` for one that is not here.
+    pub fn number(&self, name: &str) -> RuleId {
+        self.numbers.get(name).copied().unwrap_or(RuleId::ISOLATION)
+    }
+
+    /// Every number with its name, sorted by name; not that of isolation.
+    pub fn all(&self) -> Vec<(RuleId, &Arc<str>)> {
+        let mut all: Vec<_> = self.numbers.iter().map(|(name, id)| (*id, name)).collect();
+        all.sort_unstable_by_key(|(_, name)| *name);
+        all
+    }
 }
 
 /// Everything policy.
@@ -77,10 +199,10 @@ pub struct PolicySet {
 pub struct Policy {
     /// Sets.
     pub sets: Vec<Arc<PolicySet>>,
-    /// Port maps, shared between sets.
-    pub maps: Vec<Arc<PortMap>>,
-    /// Rule names: `NetworkPolicy/ns/name`, `ClusterNetworkPolicy/name#RULE`; 0 is "" and 1 is `isolation`.
-    pub names: Vec<Arc<str>>,
+    /// Rule names: `NetworkPolicy/ns/name`, `ClusterNetworkPolicy/name#RULE`.
+    pub names: Arc<RuleNames>,
+    /// Domain names that rules speak of.
+    pub domains: Arc<Domains>,
 }
 
 impl Policy {
@@ -88,33 +210,62 @@ impl Policy {
     #[inline]
     pub fn decide(&self, set: Option<PolicySetId>, peer: IdentityId, protocol: u8, port: u16) -> Decision {
         let Some(set) = set else { return Decision::UNSELECTED };
-        let denied = Decision { allow: false, audit: false, rule: RuleId::ISOLATION };
-        let Some(set) = self.sets.get(set.0 as usize) else { return denied };
-        let map = set.by_identity.get(&peer).copied().unwrap_or(set.default);
-        let Some(map) = self.maps.get(map as usize) else { return denied };
-        let intervals = match protocol {
-            6 => &map.tcp,
-            17 => &map.udp,
-            132 => &map.sctp,
-            _ => return map.other,
-        };
-        let at = intervals.partition_point(|(from, _)| *from <= port);
-        intervals.get(at.wrapping_sub(1)).map_or(denied, |(_, d)| *d)
+        self.sets.get(set.0 as usize).map_or(Decision::ISOLATED, |set| set.decide(peer, protocol, port))
     }
 
-    /// Memory of sets, port maps and names, in bytes.
-    pub fn bytes(&self) -> usize {
-        let sets = self.sets.iter().map(|set| size_of::<PolicySet>() + set.by_identity.allocation_size());
-        let lists = |map: &PortMap| map.tcp.capacity() + map.udp.capacity() + map.sctp.capacity();
-        let maps = self.maps.iter().map(|map| size_of::<PortMap>() + lists(map) * size_of::<(u16, Decision)>());
-        let names = self.names.iter().map(|name| size_of_val(&**name));
-        let pointers = size_of::<Arc<()>>() * (self.sets.capacity() + self.maps.capacity() + 2 * self.names.capacity());
-        sets.chain(maps).chain(names).sum::<usize>() + pointers
+    /// The same for a pod that may have learned addresses of domain names: `knows` says whether the packet's destination
+    /// is one of these names. The flag says whether such a rule has decided.
+    pub fn decide_learned(
+        &self,
+        set: Option<PolicySetId>,
+        peer: IdentityId,
+        protocol: u8,
+        port: u16,
+        mut knows: impl FnMut(&[DomainId]) -> bool,
+    ) -> (Decision, bool) {
+        // A set whose first matching domain rule decides is decided: were a later one asked, the first would still win.
+        for rule in self.domain_rules(set) {
+            if knows(&rule.names) {
+                let decision = rule.set.decide(peer, protocol, port);
+                if decision.rule != RuleId::OTHER {
+                    return (decision, true);
+                }
+            }
+        }
+        (self.decide(set, peer, protocol, port), false)
     }
 
-    /// Name of a rule; `None` for [`RuleId::NONE`].
+    /// The rules of a set that speak of domain names.
+    #[inline]
+    pub fn domain_rules(&self, set: Option<PolicySetId>) -> &[DomainRule] {
+        set.and_then(|set| self.sets.get(set.0 as usize)).map_or(&[], |set| &set.domains)
+    }
+
+    /// Name of a rule; `None` for [`RuleId::NONE`] and for rules that are gone.
     pub fn name(&self, rule: RuleId) -> Option<&Arc<str>> {
-        if rule == RuleId::NONE { None } else { self.names.get(rule.0 as usize) }
+        self.names.names.get(&rule)
+    }
+
+    /// Distinct port maps of all sets, by address: sets share them.
+    pub fn distinct_maps(&self) -> Vec<&Arc<PortMap>> {
+        let mut all: Vec<_> = self.sets.iter().flat_map(|set| &set.maps).collect();
+        all.sort_unstable_by_key(|map| Arc::as_ptr(map));
+        all.dedup_by_key(|map| Arc::as_ptr(map));
+        all
+    }
+
+    /// Memory of sets, port maps, shared members and names, in bytes.
+    pub fn bytes(&self) -> usize {
+        let sets: usize = self.sets.iter().map(|set| set.bytes() + size_of::<Arc<PolicySet>>()).sum();
+        let lists = |map: &PortMap| map.tcp.capacity() + map.udp.capacity() + map.sctp.capacity();
+        let maps = self.distinct_maps().into_iter();
+        let maps: usize = maps.map(|map| size_of::<PortMap>() + lists(map) * size_of::<(u16, Decision)>()).sum();
+        let mut members: Vec<_> = self.sets.iter().flat_map(|set| &set.broad).collect();
+        members.sort_unstable_by_key(|m| Arc::as_ptr(m));
+        members.dedup_by_key(|m| Arc::as_ptr(m));
+        let members: usize = members.into_iter().map(|m| m.allocation_size()).sum();
+        let text: usize = self.names.names.values().map(|name| name.len()).sum();
+        sets + maps + members + text + self.names.names.allocation_size() + self.names.numbers.allocation_size()
     }
 }
 
@@ -122,39 +273,101 @@ impl Policy {
 mod tests {
     use super::*;
 
-    const ALLOWED: Decision = Decision { allow: true, audit: false, rule: RuleId(2) };
-    const DENIED: Decision = Decision { allow: false, audit: false, rule: RuleId::ISOLATION };
+    const ALLOWED: Decision = Decision { allow: true, audit: false, rule: RuleId(7) };
+    const DENIED: Decision = Decision::ISOLATED;
 
-    fn policy() -> Policy {
-        let closed = PortMap { tcp: vec![(0, DENIED)], udp: vec![(0, DENIED)], sctp: vec![(0, DENIED)], other: DENIED };
-        let http = PortMap { tcp: vec![(0, DENIED), (80, ALLOWED), (81, DENIED)], ..closed.clone() };
-        let set = PolicySet { default: 0, by_identity: [(IdentityId(7), 1)].into_iter().collect() };
-        Policy {
-            sets: vec![Arc::new(set)],
-            maps: vec![Arc::new(closed), Arc::new(http)],
-            names: vec!["".into(), "isolation".into(), "NetworkPolicy/ns/web".into()],
+    fn closed() -> PortMap {
+        PortMap { tcp: vec![(0, DENIED)], udp: vec![(0, DENIED)], sctp: vec![(0, DENIED)], other: DENIED }
+    }
+
+    fn open(from: u16) -> PortMap {
+        PortMap { tcp: vec![(0, DENIED), (from, ALLOWED), (from + 1, DENIED)], ..closed() }
+    }
+
+    fn set() -> PolicySet {
+        PolicySet {
+            maps: vec![Arc::new(closed()), Arc::new(open(80))],
+            by_identity: [(IdentityId(7), 1)].into_iter().collect(),
+            broad: vec![],
+            by_breadth: vec![0],
+            domains: vec![],
         }
     }
 
+    fn policy(set: PolicySet) -> Policy {
+        let names = RuleNames::new(["NetworkPolicy/ns/web".into()]);
+        Policy { sets: vec![Arc::new(set)], names: Arc::new(names), domains: Arc::default() }
+    }
+
+    const FIRST: Option<PolicySetId> = Some(PolicySetId(0));
+
     #[test]
     fn an_interval_holds_from_its_port_up_to_the_next() {
-        let (policy, set) = (policy(), Some(PolicySetId(0)));
-        let tcp = |port| policy.decide(set, IdentityId(7), 6, port).allow;
+        let policy = policy(set());
+        let tcp = |port| policy.decide(FIRST, IdentityId(7), 6, port).allow;
         assert_eq!([0, 79, 80, 81, 65_535].map(tcp), [false, false, true, false, false]);
-        assert!(!policy.decide(set, IdentityId(7), 17, 80).allow && !policy.decide(set, IdentityId(7), 1, 80).allow);
-        assert_eq!(policy.decide(set, IdentityId(8), 6, 80), DENIED, "an identity without an entry");
+        assert!(
+            !policy.decide(FIRST, IdentityId(7), 17, 80).allow && !policy.decide(FIRST, IdentityId(7), 1, 80).allow
+        );
+        assert_eq!(policy.decide(FIRST, IdentityId(8), 6, 80), DENIED, "an identity without an entry");
     }
 
     #[test]
     fn without_a_set_everything_passes_and_an_unknown_set_denies() {
-        assert_eq!(policy().decide(None, IdentityId(7), 6, 1), Decision::UNSELECTED);
-        assert_eq!(policy().decide(Some(PolicySetId(9)), IdentityId(7), 6, 80), DENIED);
+        let policy = policy(set());
+        assert_eq!(policy.decide(None, IdentityId(7), 6, 1), Decision::UNSELECTED);
+        assert_eq!(policy.decide(Some(PolicySetId(9)), IdentityId(7), 6, 80), DENIED);
+        let hollow = Policy { sets: vec![Arc::default()], ..Policy::default() };
+        assert_eq!(hollow.decide(FIRST, IdentityId(7), 6, 80), DENIED, "a set that knows nothing");
+    }
+
+    #[test]
+    fn broad_peers_are_asked_where_no_identity_is_listed() {
+        let members = |ids: &[u32]| Arc::new(ids.iter().map(|id| IdentityId(*id)).collect::<Members>());
+        let policy = policy(PolicySet {
+            maps: [closed(), open(80), open(81), open(82)].map(Arc::new).to_vec(),
+            by_identity: [(IdentityId(7), 1)].into_iter().collect(),
+            broad: vec![members(&[1, 2]), members(&[2, 3])],
+            by_breadth: vec![0, 1, 2, 3],
+            domains: vec![],
+        });
+        let opened = |id| (79..84).find(|port| policy.decide(FIRST, IdentityId(id), 6, *port).allow);
+        assert_eq!([1, 2, 3, 4, 7].map(opened), [Some(80), Some(82), Some(81), None, Some(80)]);
+    }
+
+    #[test]
+    fn a_domain_rule_decides_where_its_names_are_known_and_its_ports_match() {
+        let named = PortMap {
+            tcp: vec![(0, Decision::OTHER), (443, ALLOWED), (444, Decision::OTHER)],
+            udp: vec![(0, Decision::OTHER)],
+            sctp: vec![(0, Decision::OTHER)],
+            other: Decision::OTHER,
+        };
+        let own = PolicySet { maps: vec![Arc::new(named)], by_breadth: vec![0], ..PolicySet::default() };
+        let rule = DomainRule { names: vec![DomainId(5)], set: Arc::new(own) };
+        let policy = policy(PolicySet { domains: vec![rule], ..set() });
+        let ask =
+            |port, known| policy.decide_learned(FIRST, IdentityId(8), 6, port, |names| known && names == [DomainId(5)]);
+        assert_eq!(ask(443, true), (ALLOWED, true));
+        assert_eq!(ask(443, false), (DENIED, false));
+        assert_eq!(ask(444, true), (DENIED, false));
+    }
+
+    #[test]
+    fn a_rules_number_does_not_depend_on_other_rules() {
+        let (few, many) = (RuleNames::new(["b".into()]), RuleNames::new(["a".into(), "b".into(), "c".into()]));
+        assert_eq!(few.number("b"), many.number("b"));
+        assert_eq!(few.number("z"), RuleId::ISOLATION);
+        assert_eq!(many.all().len(), 3);
     }
 
     #[test]
     fn no_rule_has_no_name() {
-        assert_eq!(policy().name(RuleId::NONE), None);
-        assert_eq!(policy().name(RuleId::ISOLATION).map(|n| &**n), Some("isolation"));
-        assert_eq!(policy().name(RuleId(99)), None);
+        let policy = policy(set());
+        assert_eq!(policy.name(RuleId::NONE), None);
+        assert_eq!(policy.name(RuleId::ISOLATION).map(|n| &**n), Some("isolation"));
+        let number = policy.names.number("NetworkPolicy/ns/web");
+        assert_eq!(policy.name(number).map(|n| &**n), Some("NetworkPolicy/ns/web"));
+        assert_eq!(policy.name(RuleId(99)), None);
     }
 }

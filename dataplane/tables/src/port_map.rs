@@ -117,42 +117,61 @@ impl PortMapBuilder {
 
     /// The decision for one packet; `None` stands for a protocol without ports.
     pub fn decide(&self, packet: Option<(Transport, u16)>) -> Decision {
+        self.decide_by(packet).0
+    }
+
+    /// The decision and the position of the rule that gave it; none where isolation or nothing did.
+    fn decide_by(&self, packet: Option<(Transport, u16)>) -> (Decision, Option<usize>) {
         let mut audited: Option<RuleId> = None;
         let allow = |rule: RuleId, audited: Option<RuleId>| match audited {
             Some(rule) => Decision { allow: true, audit: true, rule },
             None => Decision { allow: true, audit: false, rule },
         };
-        let matching = |tier: Tier| self.rules.iter().filter(move |r| r.tier == tier && r.ports.matches(packet));
-        for rule in matching(Tier::Admin) {
+        let matching =
+            |tier: Tier| self.rules.iter().enumerate().filter(move |(_, r)| r.tier == tier && r.ports.matches(packet));
+        for (at, rule) in matching(Tier::Admin) {
             match rule.action {
-                Action::Accept => return allow(rule.rule, audited),
+                Action::Accept => return (allow(rule.rule, audited), Some(at)),
                 Action::Pass => break,
                 Action::Deny if rule.audit => audited = audited.or(Some(rule.rule)),
-                Action::Deny => return Decision { allow: false, audit: false, rule: rule.rule },
+                Action::Deny => return (Decision { allow: false, audit: false, rule: rule.rule }, Some(at)),
             }
         }
         if self.isolation != Isolation::Open {
-            if let Some(rule) = matching(Tier::Namespaced).find(|r| r.action == Action::Accept) {
-                return allow(rule.rule, audited);
+            if let Some((at, rule)) = matching(Tier::Namespaced).find(|(_, r)| r.action == Action::Accept) {
+                return (allow(rule.rule, audited), Some(at));
             }
             match self.isolation {
                 Isolation::Audited(rule) => audited = audited.or(Some(rule)),
-                _ => return Decision { allow: false, audit: false, rule: RuleId::ISOLATION },
+                _ => return (Decision::ISOLATED, None),
             }
         }
-        for rule in matching(Tier::Baseline) {
+        for (at, rule) in matching(Tier::Baseline) {
             match rule.action {
-                Action::Accept => return allow(rule.rule, audited),
+                Action::Accept => return (allow(rule.rule, audited), Some(at)),
                 Action::Pass => break,
                 Action::Deny if rule.audit => audited = audited.or(Some(rule.rule)),
-                Action::Deny => return Decision { allow: false, audit: false, rule: rule.rule },
+                Action::Deny => return (Decision { allow: false, audit: false, rule: rule.rule }, Some(at)),
             }
         }
-        allow(RuleId::NONE, audited)
+        (allow(RuleId::NONE, audited), None)
+    }
+
+    /// Folds the rules as [`build`](Self::build) does, and keeps what some of them decide (by position, in the order of
+    /// [`push`](Self::push)): all else is [`Decision::OTHER`].
+    pub fn build_of(&self, kept: impl Fn(usize) -> bool) -> PortMap {
+        self.fold(|packet| match self.decide_by(packet) {
+            (decision, Some(at)) if kept(at) => decision,
+            _ => Decision::OTHER,
+        })
     }
 
     /// Folds the rules into disjoint intervals that cover every port of every protocol.
     pub fn build(&self) -> PortMap {
+        self.fold(|packet| self.decide(packet))
+    }
+
+    fn fold(&self, decide: impl Fn(Option<(Transport, u16)>) -> Decision) -> PortMap {
         let intervals = |transport| -> PortIntervals {
             // A decision can only change where some rule's range begins or has just ended.
             let mut edges = vec![0u16];
@@ -168,7 +187,7 @@ impl PortMapBuilder {
             edges.dedup();
             let mut out = PortIntervals::new();
             for port in edges {
-                let decision = self.decide(Some((transport, port)));
+                let decision = decide(Some((transport, port)));
                 if out.last().is_none_or(|(_, before)| *before != decision) {
                     out.push((port, decision));
                 }
@@ -179,7 +198,7 @@ impl PortMapBuilder {
             tcp: intervals(Transport::Tcp),
             udp: intervals(Transport::Udp),
             sctp: intervals(Transport::Sctp),
-            other: self.decide(None),
+            other: decide(None),
         }
     }
 }
@@ -252,6 +271,22 @@ mod tests {
             !map(Isolation::Audited(RuleId(5)), &[accept]).other.audit,
             "an audited policy's own allow is no audit"
         );
+    }
+
+    #[test]
+    fn what_one_rule_decides_is_kept_apart_from_what_others_do() {
+        let web = PortMatcher::Range(Transport::Tcp, 80, 81);
+        let rules = [
+            rule(Tier::Admin, PortMatcher::Range(Transport::Tcp, 81, 81), Action::Deny, 5),
+            rule(Tier::Admin, web, Action::Accept, 6),
+            rule(Tier::Admin, PortMatcher::Any, Action::Deny, 7),
+        ];
+        let mut builder = PortMapBuilder::new(Isolation::Open);
+        rules.iter().for_each(|r| builder.push(*r));
+        let map = builder.build_of(|at| at == 1);
+        let kept: Vec<_> = map.tcp.iter().map(|(from, d)| (*from, d.allow, d.rule)).collect();
+        assert_eq!(kept, [(0, false, RuleId::OTHER), (80, true, RuleId(6)), (81, false, RuleId::OTHER)]);
+        assert_eq!(map.other, Decision::OTHER);
     }
 
     fn any_rule() -> impl Strategy<Value = TierRule> {

@@ -236,6 +236,8 @@ impl Question<'_> {
                 namespaces.matches(self.labels_of(&pod.name.namespace)) && pods.matches(&pod.labels)
             }),
             ClusterPeer::Networks(nets) => nets.iter().any(|net| net.contains(&self.peer)),
+            // What names stand for is learned on the packet path; here nothing is.
+            ClusterPeer::Domains(_) => false,
             ClusterPeer::Nodes(selector) => self.cluster.nodes.values().any(|node| {
                 let own = is_of_node(node, self.peer) || node.external_ips.contains(&self.peer);
                 own && selector.matches(&node.labels)

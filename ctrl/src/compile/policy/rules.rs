@@ -7,11 +7,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use sluice_tables::{Action, PortMatcher, Tier, Transport};
+use sluice_tables::{Action, DomainId, PortMatcher, Tier, Transport};
 
 use super::matchers::{Matcher, MatcherId, Matchers, PortName};
 use crate::model::{
-    self, ClusterNetworkPolicy, ClusterRule, NetworkPolicy, Pod, PolicyRule, PortMatch, Protocol, RuleAction,
+    self, ClusterNetworkPolicy, ClusterPeer, ClusterRule, ContainerPort, NetworkPolicy, PolicyRule, PortMatch,
+    Protocol, RuleAction,
 };
 
 /// Direction of a rule, as an index into pairs.
@@ -23,6 +24,8 @@ pub(crate) struct Draft {
     pub action: Action,
     pub name: Arc<str>,
     pub peers: Option<Vec<Matcher>>,
+    /// Peers by domain name, besides `peers`.
+    pub domains: Vec<String>,
     pub ports: Option<Vec<PortMatch>>,
 }
 
@@ -53,6 +56,7 @@ impl Drafted {
             action: Action::Accept,
             name: name.clone(),
             peers: rule.peers.as_ref().map(|peers| peers.iter().map(|p| Matcher::of_peer(p, own)).collect()),
+            domains: Vec::new(),
             ports: rule.ports.clone(),
         };
         // What was not understood isolates and allows nothing, whatever is left of the rules.
@@ -81,6 +85,7 @@ impl Drafted {
                 None => format!("ClusterNetworkPolicy/{}#{direction}[{at}]", policy.name).into(),
             },
             peers: rule.peers.as_ref().map(|peers| peers.iter().flat_map(Matcher::of_cluster_peer).collect()),
+            domains: rule.peers.iter().flatten().filter_map(domains).flatten().cloned().collect(),
             ports: rule.ports.clone(),
         };
         let direction = |rules: &[ClusterRule], word: &str| {
@@ -91,6 +96,13 @@ impl Drafted {
         let ingress = direction(&policy.ingress, "ingress");
         let egress = direction(&policy.egress, "egress");
         Drafted { tier, audit: policy.audit, ingress, egress, name }
+    }
+}
+
+fn domains(peer: &ClusterPeer) -> Option<&Vec<String>> {
+    match peer {
+        ClusterPeer::Domains(names) => Some(names),
+        _ => None,
     }
 }
 
@@ -118,14 +130,16 @@ fn port_name(port: &PortMatch) -> Option<PortName> {
 /// What a rule asks of protocol and port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Ports {
-    /// The same for every peer.
+    /// The same for every peer and pod.
     Fixed(PortMatcher),
-    /// The number behind a name, an index into [`Matchers::names`], on the peer.
+    /// The numbers behind a name on the pod that the rule is for.
+    OfPod(PortName),
+    /// The numbers behind a name, an index into [`Matchers::names`], on the peer.
     OfPeer(usize),
 }
 
 /// One rule with its peers as numbers.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Rule {
     pub tier: Tier,
     pub action: Action,
@@ -133,18 +147,23 @@ pub(crate) struct Rule {
     pub name: Arc<str>,
     /// None matches everybody.
     pub peers: Option<Vec<MatcherId>>,
+    pub domains: Vec<DomainId>,
     /// Any of these; empty matches nothing.
     pub ports: Vec<Ports>,
 }
 
 impl Rule {
-    /// Numbers a rule for one pod; its named ports are looked up on that pod for ingress.
-    pub fn number(policy: &Drafted, draft: &Draft, direction: Direction, pod: Option<&Pod>, all: &Matchers) -> Rule {
+    /// Numbers a rule.
+    pub fn number(policy: &Drafted, draft: &Draft, direction: Direction, all: &Matchers) -> Rule {
         let peers = draft.peers.as_ref().map(|peers| {
             let mut ids: Vec<MatcherId> = peers.iter().filter_map(|m| all.number(m)).collect();
             ids.sort_unstable();
+            ids.dedup();
             ids
         });
+        let mut domains: Vec<DomainId> = draft.domains.iter().map(|name| DomainId::of(name)).collect();
+        domains.sort_unstable();
+        domains.dedup();
         let mut ports = Vec::new();
         match &draft.ports {
             None => ports.push(Ports::Fixed(PortMatcher::Any)),
@@ -152,9 +171,7 @@ impl Rule {
                 (PortMatch::Protocol(p), _) => ports.push(fixed(*p, 0, u16::MAX)),
                 (PortMatch::Range(p, range), _) => ports.push(fixed(*p, range.first(), range.last())),
                 (PortMatch::Named(protocol, name), Direction::Ingress) => {
-                    let named = pod.into_iter().flat_map(|p| &p.ports).filter(|p| p.name.as_ref() == Some(name));
-                    let named = named.filter(|p| protocol.is_none_or(|wanted| wanted == p.protocol));
-                    ports.extend(named.map(|p| fixed(p.protocol, p.port, p.port)));
+                    ports.push(Ports::OfPod((*protocol, name.clone())));
                 }
                 (PortMatch::Named(protocol, name), Direction::Egress) => {
                     let asked = (*protocol, name.clone());
@@ -163,8 +180,17 @@ impl Rule {
             }),
         }
         let Drafted { tier, audit, .. } = *policy;
-        Rule { tier, action: draft.action, audit, name: draft.name.clone(), peers, ports }
+        Rule { tier, action: draft.action, audit, name: draft.name.clone(), peers, domains, ports }
     }
+}
+
+/// The numbers a pod gives to a port name.
+pub(crate) fn named<'a>(
+    (protocol, name): &'a PortName,
+    ports: &'a [ContainerPort],
+) -> impl Iterator<Item = (Transport, u16)> + 'a {
+    let same = ports.iter().filter(move |p| p.name.as_ref() == Some(name));
+    same.filter(move |p| protocol.is_none_or(|wanted| wanted == p.protocol)).map(|p| (transport(p.protocol), p.port))
 }
 
 fn fixed(protocol: Protocol, first: u16, last: u16) -> Ports {

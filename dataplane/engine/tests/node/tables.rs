@@ -3,12 +3,12 @@
 
 use sluice_tables::hops::TunnelSpec;
 use sluice_tables::node::GATEWAY_MAC;
-use sluice_tables::policy::{PolicySet, PortMap};
+use sluice_tables::policy::{PolicySet, PortMap, RuleNames};
 use sluice_tables::routes::TunnelPeer;
 use sluice_tables::services::{FrontendKind, SHARDS, Shard, VERSION_SLOTS, shard_of};
 use sluice_tables::{
     Address, Backend, BackendSet, Decision, Frontend, FrontendKey, Hop, HopId, HopKind, Hops, LocalNode, Lpm, Pod,
-    Pods, Policy, PolicySetId, Prefix, Route, Routes, RuleId, Services, Settings, Tables, Timeouts,
+    Pods, Policy, PolicySetId, Prefix, Route, Routes, Services, Settings, Tables, Timeouts,
 };
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -53,17 +53,14 @@ impl Default for Wish {
 }
 
 fn policy() -> Policy {
+    let names = RuleNames::new(["NetworkPolicy/default/p".into()]);
     let map = |allow| {
-        let decision = Decision { allow, audit: false, rule: RuleId(2) };
+        let decision = Decision { allow, audit: false, rule: names.number("NetworkPolicy/default/p") };
         let all = vec![(0, decision)];
         Arc::new(PortMap { tcp: all.clone(), udp: all.clone(), sctp: all, other: decision })
     };
-    let set = |map| Arc::new(PolicySet { default: map, by_identity: Default::default() });
-    Policy {
-        sets: vec![set(0), set(1)],
-        maps: vec![map(true), map(false)],
-        names: vec!["".into(), "isolation".into(), "NetworkPolicy/default/p".into()],
-    }
+    let set = |map| Arc::new(PolicySet { maps: vec![map], by_breadth: vec![0], ..PolicySet::default() });
+    Policy { sets: vec![set(map(true)), set(map(false))], names: Arc::new(names), ..Policy::default() }
 }
 
 fn services(wish: &Wish) -> Services {
