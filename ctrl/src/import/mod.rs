@@ -15,11 +15,10 @@ pub mod network_policy;
 pub mod node;
 pub mod pod;
 pub mod service;
-mod value;
+pub(crate) mod value;
 
 pub use value::{At, Problem, parse_address, parse_network};
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -137,26 +136,60 @@ struct Entry {
 /// Imports object sets one after the other, and keeps what it made of objects that did not change.
 #[derive(Debug, Default)]
 pub struct Importer {
-    entries: BTreeMap<ObjectKey, Entry>,
+    /// Sorted by key.
+    entries: Vec<(ObjectKey, Entry)>,
+}
+
+/// What becomes of objects, by kind and in the order of names: maps are built of them at once.
+#[derive(Default)]
+struct Placed {
+    namespaces: Vec<(String, Arc<Namespace>)>,
+    nodes: Vec<(String, Arc<Node>)>,
+    pods: Vec<(NamespacedName, Arc<Pod>)>,
+    services: Vec<(NamespacedName, Arc<Service>)>,
+    endpoint_slices: Vec<(NamespacedName, Arc<EndpointSlice>)>,
+    network_policies: Vec<(NamespacedName, Arc<NetworkPolicy>)>,
+    cluster_network_policies: Vec<(String, Arc<ClusterNetworkPolicy>)>,
+    egress_gateways: Vec<(String, Arc<EgressGateway>)>,
+    ip_pools: Vec<(String, Arc<IpPool>)>,
+}
+
+impl Placed {
+    fn cluster(self) -> Cluster {
+        Cluster {
+            namespaces: self.namespaces.into_iter().collect(),
+            nodes: self.nodes.into_iter().collect(),
+            pods: self.pods.into_iter().collect(),
+            services: self.services.into_iter().collect(),
+            endpoint_slices: self.endpoint_slices.into_iter().collect(),
+            network_policies: self.network_policies.into_iter().collect(),
+            cluster_network_policies: self.cluster_network_policies.into_iter().collect(),
+            egress_gateways: self.egress_gateways.into_iter().collect(),
+            ip_pools: self.ip_pools.into_iter().collect(),
+        }
+    }
 }
 
 impl Importer {
     /// As [`Cluster::build`]; objects that are the same allocation as last time are not read again.
     pub fn build(&mut self, objects: &ObjectSet, defaults: &Defaults) -> (Cluster, Vec<Invalid>) {
-        self.entries.retain(|key, _| objects.objects.contains_key(key));
-        let mut cluster = Cluster::default();
+        // Both are sorted by key, so they are walked side by side.
+        let mut before = std::mem::take(&mut self.entries).into_iter().peekable();
+        let mut placed = Placed::default();
         let mut invalid = Vec::new();
+        self.entries.reserve(objects.objects.len());
         for (key, raw) in &objects.objects {
-            let entry = match self.entries.get(key) {
-                Some(entry) if Arc::ptr_eq(&entry.raw, raw) => entry,
-                _ => {
-                    self.entries.insert(key.clone(), import(key, raw));
-                    &self.entries[key]
-                }
+            while before.next_if(|(old, _)| old < key).is_some() {}
+            let known = before.next_if(|(old, _)| old == key);
+            let (key, entry) = match known {
+                Some((key, entry)) if Arc::ptr_eq(&entry.raw, raw) => (key, entry),
+                _ => (key.clone(), import(key, raw)),
             };
             invalid.extend(entry.invalid.iter().cloned());
-            place(&mut cluster, key, &entry.imported);
+            place(&mut placed, &key, &entry.imported);
+            self.entries.push((key, entry));
         }
+        let mut cluster = placed.cluster();
         if let Some(standalone) = &defaults.standalone {
             for unfilled in standalone.fill(&mut cluster) {
                 invalid.push(unfilled_field(unfilled, objects));
@@ -200,20 +233,20 @@ fn import(key: &ObjectKey, raw: &Arc<RawObject>) -> Entry {
     Entry { raw: raw.clone(), imported, invalid: invalid.collect() }
 }
 
-fn place(cluster: &mut Cluster, key: &ObjectKey, imported: &Imported) {
+fn place(placed: &mut Placed, key: &ObjectKey, imported: &Imported) {
     let name = || NamespacedName::new(key.namespace.clone(), key.name.clone());
     match imported {
-        Imported::Namespace(value) => drop(cluster.namespaces.insert(key.name.clone(), value.clone())),
-        Imported::Node(value) => drop(cluster.nodes.insert(key.name.clone(), value.clone())),
-        Imported::Pod(value) => drop(cluster.pods.insert(name(), value.clone())),
-        Imported::Service(value) => drop(cluster.services.insert(name(), value.clone())),
-        Imported::EndpointSlice(value) => drop(cluster.endpoint_slices.insert(name(), value.clone())),
-        Imported::NetworkPolicy(value) => drop(cluster.network_policies.insert(name(), value.clone())),
+        Imported::Namespace(value) => placed.namespaces.push((key.name.clone(), value.clone())),
+        Imported::Node(value) => placed.nodes.push((key.name.clone(), value.clone())),
+        Imported::Pod(value) => placed.pods.push((name(), value.clone())),
+        Imported::Service(value) => placed.services.push((name(), value.clone())),
+        Imported::EndpointSlice(value) => placed.endpoint_slices.push((name(), value.clone())),
+        Imported::NetworkPolicy(value) => placed.network_policies.push((name(), value.clone())),
         Imported::ClusterNetworkPolicy(value) => {
-            drop(cluster.cluster_network_policies.insert(key.name.clone(), value.clone()));
+            placed.cluster_network_policies.push((key.name.clone(), value.clone()));
         }
-        Imported::EgressGateway(value) => drop(cluster.egress_gateways.insert(key.name.clone(), value.clone())),
-        Imported::IpPool(value) => drop(cluster.ip_pools.insert(key.name.clone(), value.clone())),
+        Imported::EgressGateway(value) => placed.egress_gateways.push((key.name.clone(), value.clone())),
+        Imported::IpPool(value) => placed.ip_pools.push((key.name.clone(), value.clone())),
         Imported::Nothing => {}
     }
 }
