@@ -178,6 +178,14 @@ impl Sample {
                 verdicts.counter(vec![("verdict", verdict), ("direction", direction)], *count)?;
             }
         }
+        let help =
+            "Answers of DNS to pods with rules about domain names: addresses learned, without room, not asked for";
+        let mut answers = family(to, MetricType::Counter, "sluicegate_domain_answers", help)?;
+        for (result, count) in &counters.domain_answers {
+            answers.counter(vec![("result", result)], *count)?;
+        }
+        let help = "Addresses of domain names that are known";
+        family(to, gauge, "sluicegate_domain_addresses", help)?.gauge(vec![], counters.domain_addresses as f64)?;
         let help = "Connections to Services";
         let mut services = family(to, MetricType::Counter, "sluicegate_service_connections", help)?;
         for (result, count) in &counters.service_connections {
@@ -286,7 +294,7 @@ mod tests {
             "sluicegate_flows_capacity",
             "sluicegate_flows_created_total",
             "sluicegate_snat_ports_in_use{address=\"192.0.2.1\"}",
-            "sluicegate_policy_verdicts_total{verdict=\"audit_deny\",direction=\"ingress\"}",
+            "sluicegate_policy_verdicts_total{verdict=\"audit-deny\",direction=\"ingress\"}",
             "sluicegate_service_connections_total{result=\"refused\"}",
             "sluicegate_tables_generation",
             "sluicegate_tables_applied_generation",

@@ -136,6 +136,80 @@ def a_stop_and_a_start_keep_pods_and_connections(bin_dir):
             connection.close()
 
 
+NAMED = """\
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: { name: named }
+spec:
+  tier: Admin
+  priority: 1
+  subject: { pods: { podSelector: { matchLabels: { app: pod-0 } } } }
+  egress:
+  - { name: dns, action: Accept, to: [{ namespaces: {} }], protocols: [{ udp: { destinationPort: { number: 53 } } }] }
+  - { name: web, action: Accept, to: [{ domainNames: ["*.example.org"] }] }
+  - { name: rest, action: Deny, to: [{ networks: ["0.0.0.0/0", "::/0"] }] }
+"""
+
+
+@test
+def a_domain_name_opens_with_its_answer_and_stays_open_over_a_kill(bin_dir):
+    with SmallCluster(bin_dir) as cluster:
+        cluster.write("named.yaml", NAMED)
+        cluster.up()
+        client, server = cluster.pods["default/pod-0"], cluster.pods["default/pod-1"]
+        resolver = [sys.executable, f"{os.path.dirname(os.path.abspath(__file__))}/resolver.py"]
+        cluster.processes.start("resolver", server.namespace, *resolver, "serve", *server.spec.addresses)
+        listening = lambda: len(server.namespace.run("ss", "-lunH", "sport", "=", ":53").stdout.splitlines()) == 2
+        wait_until("the resolver", listening, 5)
+
+        def get(version):
+            address = server.address(version)
+            url = f"http://{'[' + address + ']' if version == 6 else address}:8080/"
+            return client.namespace.run("curl", "-s", "--max-time", "0.5", url, check=False).returncode
+        for version in (4, 6):
+            expect(get(version) == 28, "open before anybody asked")
+            told = client.namespace.run(*resolver, "ask", server.address(version), "www.example.org").stdout.strip()
+            expect(told == server.address(version), f"the resolver says {told}")
+            # One try: the first packet after the answer must not be lost, or half a second does not do.
+            expect(get(version) == 0, "closed after the answer")
+        learned = f"{os.path.dirname(cluster.node.socket)}/state/domains.json"
+
+        def kept():
+            text = open(learned, encoding="utf-8").read() if os.path.exists(learned) else ""
+            return all(f'"{address}"' in text for address in server.spec.addresses)
+        wait_until("what was learned is on disk", kept, 5)
+        cluster.node.kill()
+        cluster.node.start()
+        for version in (4, 6):
+            wait_until("open after a kill, without asking", lambda: get(version) == 0, 5)
+
+
+@test
+def a_connection_is_cut_by_the_policy_that_forbids_it_and_no_other(bin_dir):
+    with SmallCluster(bin_dir, count=3) as cluster:
+        cluster.up()
+        client, server, other = (cluster.pods[f"default/pod-{n}"] for n in range(3))
+        cut = [Conversation(client.namespace, server.address(version)) for version in (4, 6)]
+        kept = [Conversation(client.namespace, other.address(version)) for version in (4, 6)]
+        for connection in cut + kept:
+            connection.ask()
+        cluster.write("deny.yaml", "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n"
+                      "metadata: { name: deny, namespace: default }\n"
+                      "spec: { podSelector: { matchLabels: { app: pod-1 } }, policyTypes: [Ingress] }\n")
+
+        def silent(connection):
+            try:
+                connection.ask(patience=0.5)
+                return False
+            except Exception:  # a time-out or an end: not an answer
+                return True
+        for connection in cut:
+            wait_until("the connection cut", lambda: silent(connection), 5)
+        for connection in kept:
+            expect(connection.ask()["line"] == 2, "another connection was harmed")
+            connection.close()
+
+
 @test
 def an_interface_that_is_not_there_ends_the_start_with_code_4_and_its_name(bin_dir):
     with SmallCluster(bin_dir, count=0) as cluster:

@@ -150,6 +150,7 @@ class Ideal:
                     "reason": reason or ("NoRoute" if verdict == "dropped" else None),
                     "tx": sorted(sent),
                     "policy": first(step.policy),
+                    **({"policy_verdict": "audit-deny"} if step.audited else {}),
                     "service": first(step.service),
                     "backend": backend,
                 }

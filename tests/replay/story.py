@@ -175,6 +175,7 @@ class Step:
         self.story, self.port, self.packet, self.at, self.broken = story, port, packet, at, broken
         self.verdicts, self.reasons, self.out = None, ANY, {}
         self.policy = self.service = self.backend = ANY
+        self.audited = None
 
     def _expect(self, verdicts, reasons, policy=ANY, service=ANY, backend=ANY):
         self.verdicts, self.reasons = {verdicts} if isinstance(verdicts, str) else set(verdicts), reasons
@@ -351,6 +352,9 @@ class Story:
             expected["policy"] = None
         if not self.has("Service"):
             expected["service"] = expected["backend"] = None
+        audited = line.get("policy_verdict") == "audit-deny"
+        if step.audited is not None and audited != step.audited:
+            yield f"policy_verdict is {line.get('policy_verdict')!r}, audited: {step.audited}"
         for name, wanted in expected.items():
             if not fits(wanted, line[name]):
                 yield f"{name} is {line[name]!r}, expected {said(wanted)}"

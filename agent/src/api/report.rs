@@ -237,6 +237,9 @@ pub struct PolicyReport {
     pub directions: Vec<String>,
     /// Pods of this node that it selects.
     pub selected_pods: Vec<String>,
+    /// First packets of flows that its rules have decided here, by `allow`, `deny` and `audit-deny`. What isolation denies
+    /// is no single policy's: see [`CounterReport::policy_verdicts`].
+    pub verdicts: BTreeMap<String, u64>,
 }
 
 /// `GET /v1/flows`.
@@ -379,8 +382,13 @@ pub struct CounterReport {
     pub held: u64,
     /// Flows made.
     pub flows_created: u64,
-    /// Policy verdicts, by `allow`, `deny` and `audit_deny`, then by direction.
+    /// Policy verdicts, by `allow`, `deny` and `audit-deny`, then by direction.
     pub policy_verdicts: BTreeMap<String, BTreeMap<String, u64>>,
+    /// Answers of DNS that pods with rules about domain names got: addresses `learned`, addresses without room (`full`),
+    /// answers that nobody had asked for (`unasked`).
+    pub domain_answers: BTreeMap<String, u64>,
+    /// Addresses of domain names that are known now.
+    pub domain_addresses: u64,
     /// Connections to Services, by `forwarded`, `refused` and `dropped`.
     pub service_connections: BTreeMap<String, u64>,
     /// SNAT ports in use, by the address they belong to.
@@ -434,7 +442,9 @@ pub struct WorkerCounters {
 }
 
 /// Labels of the policy verdicts, in the order of [`Counters::verdicts`].
-const VERDICTS: [&str; 3] = ["allow", "deny", "audit_deny"];
+const DOMAINS: [&str; 3] = ["learned", "full", "unasked"];
+/// Policy verdicts, in the order of the workers' counters.
+pub const VERDICTS: [&str; 3] = ["allow", "deny", "audit-deny"];
 /// Labels of directions, in the order of [`Counters::verdicts`].
 const DIRECTIONS: [&str; 2] = ["ingress", "egress"];
 /// Labels of Service connections, in the order of [`Counters::services`].
@@ -456,6 +466,8 @@ impl Default for CounterReport {
             handed_over: 0,
             held: 0,
             flows_created: 0,
+            domain_answers: DOMAINS.iter().map(|result| ((*result).to_owned(), 0)).collect(),
+            domain_addresses: 0,
             policy_verdicts: VERDICTS.iter().map(|verdict| ((*verdict).to_owned(), directions())).collect(),
             service_connections: RESULTS.iter().map(|result| ((*result).to_owned(), 0)).collect(),
             snat_ports_in_use: BTreeMap::new(),
@@ -483,6 +495,10 @@ impl CounterReport {
                 add(sums.entry((*direction).to_owned()).or_default(), counter);
             }
         }
+        for (result, counter) in DOMAINS.iter().zip(&counters.domains) {
+            add(self.domain_answers.entry((*result).to_owned()).or_default(), counter);
+        }
+        self.domain_addresses += counters.domain_addresses.get();
         for (result, counter) in RESULTS.iter().zip(&counters.services) {
             add(self.service_connections.entry((*result).to_owned()).or_default(), counter);
         }
@@ -532,6 +548,8 @@ pub struct ObserveEvent {
     pub stage: Option<String>,
     /// The rule that decided.
     pub policy: Option<String>,
+    /// `allow`, `deny` or `audit-deny`, where a rule decided.
+    pub policy_verdict: Option<String>,
     /// `namespace/name:port/PROTO` of the Service.
     pub service: Option<String>,
     /// Address and port of the backend.
@@ -575,7 +593,7 @@ mod tests {
         let report = CounterReport::default();
         assert_eq!(report.drops.len(), Reason::ALL.len());
         assert!(report.drops.values().all(|stages| stages.len() == Stage::ALL.len()));
-        assert_eq!(report.policy_verdicts["audit_deny"]["egress"], 0);
+        assert_eq!(report.policy_verdicts["audit-deny"]["egress"], 0);
         assert_eq!(report.service_connections["refused"], 0);
     }
 

@@ -64,6 +64,14 @@ pub struct Shot {
     pub len: u16,
 }
 
+impl Shot {
+    /// The same from another MAC: a pod may bear only its own.
+    pub fn sent_by(mut self, mac: [u8; 6]) -> Shot {
+        self.head[6..12].copy_from_slice(&mac);
+        self
+    }
+}
+
 /// The overlay's ends, for frames that arrive through it.
 #[derive(Clone, Copy, Debug)]
 pub struct Tunnel {

@@ -160,7 +160,7 @@ impl Rig {
         Ok(match from {
             From::Pod(address) => {
                 let pod = self.tables.pods.by_address(Address::from(address)).context("not a pod of this node")?;
-                packets::shot(segment, flags, size, pod.port, None)
+                packets::shot(segment, flags, size, pod.port, None).sent_by(pod.mac)
             }
             From::Tunnel => packets::shot(segment, flags, size, uplink, Some(self.tunnel)),
             From::Outside => packets::shot(segment, flags, size, uplink, None),

@@ -47,6 +47,7 @@ fn rows(report: &CounterReport) -> Vec<(String, u64)> {
             directions.iter().map(|(direction, count)| (format!("policy_verdicts/{verdict}/{direction}"), *count));
         rows.extend(each);
     }
+    rows.extend(report.domain_answers.iter().map(|(result, count)| (format!("domain_answers/{result}"), *count)));
     let results = report.service_connections.iter();
     rows.extend(results.map(|(result, count)| (format!("service_connections/{result}"), *count)));
     let addresses = report.snat_ports_in_use.iter();

@@ -76,8 +76,19 @@ pub fn policies(agent: &Agent, output: &Output) -> Done {
             let problems: Vec<String> = policy.problems.iter().map(ToString::to_string).collect();
             let name = format!("{}/{}", policy.kind, policy.name);
             let directions = policy.directions.join(",");
-            [name, yes(policy.accepted), directions, policy.selected_pods.join(","), problems.join("; ")]
+            let count = |verdict: &str| policy.verdicts.get(verdict).copied().unwrap_or_default().to_string();
+            [
+                name,
+                yes(policy.accepted),
+                directions,
+                policy.selected_pods.join(","),
+                count("allow"),
+                count("deny"),
+                count("audit-deny"),
+                problems.join("; "),
+            ]
         });
-        table(&["POLICY", "ACCEPTED", "DIRECTIONS", "PODS HERE", "PROBLEMS"], rows)
+        let head = ["POLICY", "ACCEPTED", "DIRECTIONS", "PODS HERE", "ALLOWED", "DENIED", "AUDITED", "PROBLEMS"];
+        table(&head, rows)
     })
 }

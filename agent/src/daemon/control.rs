@@ -164,6 +164,8 @@ pub struct Control {
     pub started: Instant,
     /// The node's own Node object was seen and its host port is up.
     pub host_ready: bool,
+    /// What was written down of domain names.
+    pub(crate) domains: super::domains::Kept,
     /// What the host was told to send to us.
     redirects: BTreeSet<sluice_ctrl::compile::Redirect>,
     /// Why the uplink was put back; it is not ours for now.
@@ -241,6 +243,7 @@ impl Control {
             last_sync: 0.0,
             started: parts.started,
             host_ready: false,
+            domains: super::domains::Kept::default(),
             redirects: BTreeSet::new(),
             put_back: None,
             cni_installed: false,
@@ -289,6 +292,7 @@ impl Control {
             self.resolve_wanted();
             self.look_at_snat();
             self.announce();
+            self.keep_domains();
             self.publisher.collect();
             self.observers.prune(&self.workers);
         }
@@ -574,6 +578,9 @@ impl Control {
     pub fn shut_down(&mut self) -> Result<()> {
         if let Some(carriers) = &mut self.carriers {
             carriers.stop();
+        }
+        if let Err(error) = self.write_domains_at_end() {
+            tracing::warn!("cannot write down what was learned of domain names: {error:#}");
         }
         for worker in &mut self.workers {
             worker.stop();

@@ -12,6 +12,7 @@ pub mod attachments;
 pub mod capabilities;
 pub mod carriers;
 pub mod control;
+mod domains;
 pub mod guard;
 pub mod host;
 pub mod install;

@@ -3,16 +3,19 @@
 use super::control::{Control, Link};
 use super::observe::{Listener, Told, Wanted};
 use super::shadow;
+use super::workers::Handle;
 use crate::api::Agent;
 use crate::api::problem::Problem;
 use crate::api::report::{
     BackendReport, CounterReport, FlowFilter, FlowReport, FlowsReport, FrontendReport, GenerationReport, IpamReport,
     ObserveEvent, ObserveFilter, PodReport, PolicyReport, PoolReport, PortCounters, PortReport, ServiceReport, State,
-    StatusReport, TryReport, TryRequest, WorkerReport,
+    StatusReport, TryReport, TryRequest, VERDICTS, WorkerReport,
 };
+use crate::replay::verdict::policy_verdict;
 use serde_json::Value;
 use sluice_cni::protocol::{CniRequest, ErrorBody, ErrorCode, Verb};
-use sluice_ctrl::model::Family;
+use sluice_ctrl::model::{Family, Labels};
+use sluice_engine::Reason;
 use sluice_engine::trace::Event;
 use sluice_tables::services::FrontendKind;
 use sluice_tables::{Address, RuleId};
@@ -93,7 +96,7 @@ impl Control {
         pod.map_or_else(|| format!("port:{port}"), |(name, _)| format!("pod:{name}"))
     }
 
-    fn pod_of(&self, port: u16) -> Option<String> {
+    pub(crate) fn pod_of(&self, port: u16) -> Option<String> {
         self.view.pods.iter().find(|(_, pod)| pod.port == port).map(|(name, _)| name.to_string())
     }
 
@@ -304,12 +307,15 @@ impl Control {
     /// `GET /v1/policies`.
     pub fn policies(&self) -> Vec<PolicyReport> {
         let problems = self.problems();
+        let count = |(verdict, count): (&&str, u64)| ((*verdict).to_owned(), count);
+        let tally = self.tally_by_policy();
         let report = |kind: &str, name: String, failed: bool, directions: Vec<String>, selected: Vec<String>| {
             let object = format!("{kind}/{name}");
             PolicyReport {
                 kind: kind.to_owned(),
                 accepted: !failed,
                 problems: problems.iter().filter(|p| p.object.as_ref() == Some(&object)).cloned().collect(),
+                verdicts: VERDICTS.iter().zip(tally.get(&object).copied().unwrap_or_default()).map(count).collect(),
                 name,
                 directions,
                 selected_pods: selected,
@@ -340,7 +346,27 @@ impl Control {
                 directions.push("egress".to_owned());
             }
             let failed = policy.fail_closed.any();
-            all.push(report("ClusterNetworkPolicy", policy.name.clone(), failed, directions, Vec::new()));
+            let none = Labels::new();
+            let here = self.view.pods.keys().filter(|name| {
+                let namespace = self.cluster.namespace_labels(&name.namespace).unwrap_or(&none);
+                let labels = self.cluster.pods.get(*name).map_or(&none, |pod| &pod.labels);
+                policy.subject.namespaces.matches(namespace) && policy.subject.pods.matches(labels)
+            });
+            let selected = here.map(ToString::to_string).collect();
+            all.push(report("ClusterNetworkPolicy", policy.name.clone(), failed, directions, selected));
+        }
+        all
+    }
+
+    /// Verdicts by policy, of all workers and rules: allowed, denied, audited.
+    fn tally_by_policy(&self) -> BTreeMap<String, [u64; 3]> {
+        let names = &self.publisher.current().tables.policy;
+        let mut all: BTreeMap<String, [u64; 3]> = BTreeMap::new();
+        for (rule, counts) in self.workers.iter().flat_map(Handle::tally) {
+            let Some(name) = names.name(rule) else { continue };
+            let policy = name.split_once('#').map_or(&**name, |(policy, _)| policy);
+            let sums = all.entry(policy.to_owned()).or_default();
+            sums.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
         }
         all
     }
@@ -438,6 +464,8 @@ fn event_of(told: &Told, port: String, pod: Option<String>, policy: impl Fn(Rule
         verdict: verdict.to_owned(),
         reason: reason.map(|r| r.name().to_owned()),
         stage: stage.map(|s| s.name().to_owned()),
+        policy_verdict: policy_verdict(told.note.rule.is_some(), told.note.audited, reason == Some(Reason::PolicyDeny))
+            .map(str::to_owned),
         policy: told.note.rule.and_then(policy),
         service: told.note.service.as_ref().map(ToString::to_string),
         backend: told.note.backend.map(end),

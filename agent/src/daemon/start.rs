@@ -57,6 +57,7 @@ pub fn run(config: Config) -> Result<()> {
     control.import();
     control.apply(started);
     replug(&mut control);
+    control.take_up_domains();
     let mut running = server.start(Arc::new(Node::new(link.clone())))?;
     finish_pending(&mut control, &config.socket);
     let watch = watch.start(link.clone())?;

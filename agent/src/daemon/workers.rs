@@ -9,10 +9,12 @@ use crossbeam::channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use sluice_ctrl::config::Idle;
 use sluice_engine::flow::{Entry, State};
+use sluice_engine::learned::Lesson;
 use sluice_engine::nat::Mapping;
 use sluice_engine::trace::Trace;
 use sluice_engine::{Counters, Rate, Worker};
 use sluice_port::{PortMode, PortStats, Queue};
+use sluice_tables::RuleId;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -56,6 +58,12 @@ pub enum Command {
     Flows(usize, Sender<Vec<FlowReport>>),
     /// Tell of flows from these places of its two tables on, of at most so many; and where to go on.
     Seen([u32; 2], usize, Sender<SeenSlice>),
+    /// What pods were told of domain names.
+    Lessons(Sender<Vec<Lesson>>),
+    /// Take up what was learned before.
+    TakeUp(Vec<Lesson>),
+    /// Verdicts by rule.
+    Tally(Sender<Vec<(RuleId, [u64; 3])>>),
     /// Tell this listener what becomes of packets, or nobody.
     Trace(Option<Box<dyn Trace>>),
     /// The ways to wake every worker, by number.
@@ -205,6 +213,22 @@ impl Handle {
         self.ask(|reply| Command::Seen(from, most, reply)).unwrap_or_default()
     }
 
+    /// What its pods were told of domain names.
+    pub fn lessons(&self) -> Vec<Lesson> {
+        self.ask(Command::Lessons).unwrap_or_default()
+    }
+
+    /// Gives it what its pods were told before.
+    pub fn take_up(&self, lessons: Vec<Lesson>) {
+        let _ = self.commands.send(Command::TakeUp(lessons));
+        self.wake();
+    }
+
+    /// Its verdicts by rule: allowed, denied, audited.
+    pub fn tally(&self) -> Vec<(RuleId, [u64; 3])> {
+        self.ask(Command::Tally).unwrap_or_default()
+    }
+
     /// Sets or removes the listener.
     pub fn trace(&self, trace: Option<Box<dyn Trace>>) {
         let _ = self.commands.send(Command::Trace(trace));
@@ -343,6 +367,13 @@ impl Thread {
             }
             Command::Seen(from, most, reply) => {
                 let _ = reply.send(self.seen(from, most));
+            }
+            Command::Lessons(reply) => {
+                let _ = reply.send(self.worker.pipeline().lessons());
+            }
+            Command::TakeUp(lessons) => self.worker.pipeline().take_up(&lessons),
+            Command::Tally(reply) => {
+                let _ = reply.send(self.worker.pipeline().tally().counts().collect());
             }
             Command::Trace(trace) => self.worker.set_trace(trace),
             Command::Peers(peers) => self.peers = peers,

@@ -5,7 +5,7 @@
 
 mod inputs;
 mod script;
-mod verdict;
+pub(crate) mod verdict;
 
 use crate::settings;
 use anyhow::{Context, Result, bail};

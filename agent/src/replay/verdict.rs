@@ -60,6 +60,9 @@ pub struct Verdict {
     reason: Option<&'static str>,
     tx: Vec<String>,
     policy: Option<String>,
+    /// `audit-deny` where an audited policy alone would have denied the packet; `policy` is its name. Else not there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    policy_verdict: Option<&'static str>,
     service: Option<String>,
     backend: Option<String>,
 }
@@ -87,6 +90,7 @@ impl Trace for Listener {
         if let Some(note) = note {
             let mine = &mut record.note;
             mine.rule = note.rule.or(mine.rule);
+            mine.audited |= note.audited;
             mine.service = note.service.clone().or(mine.service.take());
             mine.backend = note.backend.or(mine.backend);
         }
@@ -135,6 +139,9 @@ impl Recorder {
             (None, None) => ("dropped", None),
         };
         let note = &record.note;
+        let policy = note.rule.and_then(|rule| tables.policy.name(rule)).map(|name| name.to_string());
+        let denied = reason == Some(Reason::PolicyDeny);
+        let policy_verdict = policy_verdict(policy.is_some(), note.audited, denied).filter(|v| *v == "audit-deny");
         let backend = note.backend.map(|(address, port)| endpoint(address, port));
         Verdict {
             n,
@@ -142,10 +149,21 @@ impl Recorder {
             verdict,
             reason: reason.map(Reason::name),
             tx,
-            policy: note.rule.and_then(|rule| tables.policy.name(rule)).map(|name| name.to_string()),
+            policy,
+            policy_verdict,
             service: note.service.as_ref().map(|name| name.to_string()),
             backend,
         }
+    }
+}
+
+/// What a policy has said of a packet: the label of the counter it is in.
+pub fn policy_verdict(named: bool, audited: bool, denied: bool) -> Option<&'static str> {
+    match (named, audited, denied) {
+        (_, _, true) => Some("deny"),
+        (true, true, _) => Some("audit-deny"),
+        (true, ..) => Some("allow"),
+        _ => None,
     }
 }
 

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use sluice_tables::limits::{MAX_PORTS, at_most};
-use sluice_tables::{Address, Pods, TableError};
+use sluice_tables::{Address, Pods, Prefix, TableError};
 
 use super::hops::HopPlan;
 use super::policy::CompiledPolicy;
@@ -73,7 +73,12 @@ impl<'a> Directory<'a> {
     }
 
     /// The table of local pods.
-    pub fn local_pods(&self, plan: &HopPlan, policy: &CompiledPolicy) -> Result<Pods, TableError> {
+    pub fn local_pods(
+        &self,
+        plan: &HopPlan,
+        policy: &CompiledPolicy,
+        mut extra_sources: impl FnMut(&Known<'a>) -> Vec<Prefix>,
+    ) -> Result<Pods, TableError> {
         at_most("ports", MAX_PORTS, self.local().count() + 2)?;
         let mut pods = Vec::new();
         for (known, port) in self.local() {
@@ -85,7 +90,10 @@ impl<'a> Directory<'a> {
                 worker: port.worker,
                 mac: port.mac,
                 addresses: known.addresses.iter().map(|ip| Address::from(*ip)).collect(),
-                extra_sources: port.extra_sources.iter().map(|net| (*net).into()).collect(),
+                extra_sources: {
+                    let given = port.extra_sources.iter().map(|net| (*net).into());
+                    given.chain(extra_sources(known)).collect()
+                },
                 ingress: rules.ingress,
                 egress: rules.egress,
                 hop: *hop,

@@ -19,6 +19,7 @@ pub mod routes;
 pub mod services;
 pub mod settings;
 pub mod shards;
+pub mod sources;
 pub mod steering;
 
 pub use local::{HostPort, LocalPod, LocalView, PortMapping, Replay, Uplink, derived_mac};
@@ -132,7 +133,8 @@ pub fn compile(
     let host_ports = host_ports::program(&context, host_ports::of(&context), &mut services, &mut invalid)?;
     let redirects = redirects::of(&context, &host_ports);
     let policy = policy::compile(&context, previous.and_then(|p| p.policy.as_deref()))?;
-    let pods = context.directory.local_pods(&plan, &policy)?;
+    let extra_sources = |known: &directory::Known<'_>| sources::of(&context, known, &mut invalid);
+    let pods = context.directory.local_pods(&plan, &policy, extra_sources)?;
     let steering = Steering::of(&context, &services, &egress);
     let tables = Tables {
         generation: 0,

@@ -395,6 +395,26 @@ fn broad_peers_are_shared_between_sets_and_decide_as_listed_ones_do() {
 }
 
 #[test]
+fn further_sources_are_taken_from_the_pod_and_never_somebody_elses() {
+    let annotated = "
+apiVersion: v1
+kind: Pod
+metadata:
+  namespace: x
+  name: a
+  labels: { pod: a }
+  annotations: { sluicegate.dev/allowed-source-prefixes: '203.0.113.0/28, 10.244.2.11/32,192.0.2.12/32,oops,0.0.0.0/0' }
+spec: { nodeName: node-a }
+status: { phase: Running, podIPs: [{ ip: 10.244.1.11 }] }
+";
+    let compiled = world().with(annotated).on("node-a");
+    let sources: Vec<String> = compiled.local_pod("x/a").extra_sources.iter().map(ToString::to_string).collect();
+    assert_eq!(sources, ["203.0.113.0/28"]);
+    let told: Vec<_> = compiled.invalid.iter().filter(|f| f.kind == "Pod" && f.name == "x/a").collect();
+    assert_eq!(told.len(), 4, "{told:?}");
+}
+
+#[test]
 fn equal_rules_are_one_set_and_unrelated_pods_make_no_identity() {
     let compiled = world()
         .with(&policy("p", "{ podSelector: {}, ingress: [{ from: [{ podSelector: { matchLabels: { pod: b } } }] }] }"))

@@ -61,6 +61,10 @@ pub struct Counters {
     pub flows: Counter,
     /// Policy verdicts `[allow, deny, audit-deny][ingress, egress]`.
     pub verdicts: [[Counter; 2]; 3],
+    /// Answers of DNS: addresses learned, addresses without room, answers that nobody asked for.
+    pub domains: [Counter; 3],
+    /// Addresses of domain names that are known (gauge).
+    pub domain_addresses: Counter,
     /// Service connections `[forwarded, refused, dropped]`.
     pub services: [Counter; 3],
     /// Batches by size, bounds [`BATCH_BUCKETS`].

@@ -12,11 +12,13 @@ use crate::counters::Counters;
 use crate::flow::{Entry4, Entry6, FlowTable, Key4, Key6, Side};
 use crate::handoff::Handoff;
 use crate::item::{BATCH, Fate, Item, Role};
+use crate::learned::{Learned, Lesson};
 use crate::memo::Memo;
 use crate::nat::{Leases, Mapping, Mirror, Secret, SnatSpace, SnatSpaces};
 use crate::nodes::fragment::Fragments;
 use crate::outbox::Outbox;
 use crate::reason::{Reason, Stage};
+use crate::tally::Tally;
 use crate::trace::{Event, Note, Trace};
 use sluice_port::{PoolCache, PoolError};
 use sluice_tables::Tables;
@@ -102,6 +104,10 @@ pub struct Pipeline {
     pub(crate) spaces: Vec<Arc<SnatSpace>>,
     pub(crate) leases: Leases,
     pub(crate) fragments: Fragments,
+    /// What pods were told of domain names.
+    pub(crate) learned: Learned,
+    /// Verdicts by rule.
+    pub(crate) tally: Tally,
     pub(crate) counters: Arc<Counters>,
     pub(crate) cache: PoolCache,
     pub(crate) outbox: Outbox,
@@ -171,6 +177,8 @@ impl Pipeline {
             spaces,
             leases: Leases::new(Secret::new(options.seed)),
             fragments: Fragments::default(),
+            learned: Learned::default(),
+            tally: Tally::default(),
             counters: Arc::new(Counters::default()),
             cache,
             outbox: Outbox::default(),
@@ -205,6 +213,15 @@ impl Pipeline {
     pub fn adopt(&mut self, tables: &Arc<Tables>) -> bool {
         if !self.shared.spaces.catch_up(&mut self.spaces) {
             return false;
+        }
+        if !self.learned.is_empty() {
+            // A port that has come to another pod takes nothing of what the old one was told.
+            let (old, new) = (Arc::clone(&self.tables), tables);
+            self.learned.forget(|zone| match (old.pods.by_port(zone), new.pods.by_port(zone)) {
+                (Some(a), Some(b)) => a.name == b.name && a.addresses == b.addresses,
+                (None, Some(_)) => true,
+                (_, None) => false,
+            });
         }
         self.tables = Arc::clone(tables);
         self.peer_memo.forget();
@@ -268,6 +285,22 @@ impl Pipeline {
     /// The turn's time in ticks.
     pub fn tick(&self) -> u32 {
         self.tick
+    }
+
+    /// What its pods were told of domain names.
+    pub fn lessons(&self) -> Vec<Lesson> {
+        self.learned.lessons(self.now)
+    }
+
+    /// Takes up what another process had learned for pods of this worker.
+    pub fn take_up(&mut self, lessons: &[Lesson]) {
+        self.learned.take_up(lessons, self.now);
+        self.counters.domain_addresses.set(self.learned.len() as u64);
+    }
+
+    /// Verdicts by rule.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// Its counters.

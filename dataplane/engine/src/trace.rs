@@ -9,6 +9,8 @@ use std::sync::Arc;
 pub struct Note {
     /// The rule that decided; `None`: no policy selects.
     pub rule: Option<RuleId>,
+    /// An audited policy alone would have denied it; `rule` is its.
+    pub audited: bool,
     /// `namespace/name:port/PROTO` of the Service.
     pub service: Option<Arc<str>>,
     /// The backend's address and port.

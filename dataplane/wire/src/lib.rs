@@ -11,6 +11,7 @@
 pub mod arp;
 pub mod checksum;
 pub mod crc32c;
+pub mod dns;
 pub mod ecn;
 pub mod ethernet;
 pub mod flow_key;

@@ -1,12 +1,12 @@
 """Who may say that a packet comes from where: on the uplink, in the tunnel, towards policy."""
 
 from scapy.layers.inet import TCP, UDP
-from scapy.layers.inet6 import IPv6ExtHdrFragment
+from scapy.layers.inet6 import ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 
 from cluster import FAMILIES, NODE_A, NODE_B, NODE_C, POD_A, POD_B, POD_C, POD_D, TCP_, UDP_, V4, V6, WORLD, service
-from model import tunnelled
+from model import tunnel, tunnelled
 from stories.egress import BY_B, PARTNERS
 from stories.policy import DENY_INGRESS, A, policy
 from story import each, story
@@ -129,3 +129,53 @@ def atomic(s):
     s.send(POD_A.port, POD_A.sends(packet(VIP[True], 53, 64))).forwarded(
         POD_B.port, POD_B.gets(packet(POD_B, 5353, 63))
     )
+
+
+@each("A pod's packet with another MAC goes nowhere, whatever its address, over {0}", FAMILIES)
+def other_mac(s, fam):
+    s.given(WORLD)
+
+    def forged(view):
+        frame = POD_A.sends(fam.ip(POD_A, POD_B) / UDP_.opens(33000, 53))(view)
+        frame.src = POD_B.mac
+        return frame
+
+    s.send(POD_A.port, forged).dropped("SourceSpoofed")
+    s.send(POD_A.port, POD_A.sends(fam.ip(POD_B, POD_C) / UDP_.opens(33000, 53))).dropped("SourceSpoofed")
+
+
+@story("A pod may not speak for another one in ARP or neighbour discovery")
+def neighbours(s):
+    s.given(WORLD)
+    everybody = "ff:ff:ff:ff:ff:ff"
+    for mac, address, link in ((POD_A.mac, POD_B.v4, POD_A.mac), (POD_B.mac, POD_A.v4, POD_A.mac), (POD_A.mac, POD_A.v4, POD_B.mac)):
+        s.send(
+            POD_A.port,
+            lambda view, mac=mac, address=address, link=link: (
+                Ether(src=link, dst=everybody) / ARP(hwsrc=mac, psrc=address, pdst="169.254.1.1")
+            ),
+        ).dropped("SourceSpoofed")
+    for source, link in ((POD_B.v6, POD_A.mac), (POD_A.v6, POD_B.mac)):
+        s.send(
+            POD_A.port,
+            lambda view, source=source, link=link: (
+                Ether(src=POD_A.mac, dst="33:33:ff:00:00:01")
+                / IPv6(src=source, dst="ff02::1:ff00:1", hlim=255)
+                / ICMPv6ND_NS(tgt="fe80::1")
+                / ICMPv6NDOptSrcLLAddr(lladdr=link)
+            ),
+        ).dropped("SourceSpoofed")
+
+
+@each("An annotation lets a pod use further sources, and never somebody else's, over {0}", FAMILIES)
+def extra_sources(s, fam):
+    note = 'annotations: { sluicegate.dev/allowed-source-prefixes: "%s" }, labels: { app: a }'
+    allowed = "203.0.113.0/28, 2001:db8:99::/64, 10.244.1.0/24, fd00:10:244:1::/64, 10.96.0.0/16, 0.0.0.0/0, nonsense"
+    annotated = POD_A.yaml().replace("labels: { app: a }", note % allowed)
+    s.given(WORLD.replace(POD_A.yaml(), annotated), config="masquerade: { enabled: false }\n")
+    mine, other = ("2001:db8:99::7", "2001:db8:98::7") if fam.six else ("203.0.113.7", "203.0.113.17")
+    s.send(POD_A.port, POD_A.sends(fam.ip(mine, POD_C) / UDP_.opens(33000, 53))).forwarded(
+        "uplink0", tunnel(NODE_A, NODE_B, fam.ip(mine, POD_C, 63) / UDP_.opens(33000, 53))
+    )
+    for source in (other, POD_B, "fd00:10:96::a" if fam.six else "10.96.0.10"):
+        s.send(POD_A.port, POD_A.sends(fam.ip(source, POD_C) / UDP_.opens(33001, 53))).dropped("SourceSpoofed")

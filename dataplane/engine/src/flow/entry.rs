@@ -62,7 +62,13 @@ impl Common {
     pub const PLAIN: u8 = 0x40;
     /// TTL is left alone: the packet goes to this node itself.
     pub const KEEP_TTL: u8 = 0x20;
-    const NEXT: u8 = 0x07;
+    /// Answers to what a pod asks DNS: never steady, each packet is looked at.
+    pub const OBSERVE: u8 = 0x10;
+    /// Allowed by a rule about domain names: the address is kept for the flow.
+    pub const NAMED: u8 = 0x08;
+    /// An audited policy alone would have denied it.
+    pub const AUDITED: u8 = 0x04;
+    const NEXT: u8 = 0x03;
 
     /// What follows the rewrite.
     #[inline(always)]

@@ -38,9 +38,11 @@ impl Pipeline {
             }
             node.uplink_mac
         } else {
+            let link = item.frame.head().get(6..12);
             if let Some(pod) = self.tables.pods.by_port(item.meta.port)
-                && sender != Address::v4([0; 4])
-                && !pod.addresses.contains(&sender)
+                && (sender != Address::v4([0; 4]) && !pod.addresses.contains(&sender)
+                    || request.sender_mac.0 != pod.mac
+                    || link != Some(&pod.mac[..]))
             {
                 return item.drop(Reason::SourceSpoofed, Stage::Parse);
             }
@@ -78,9 +80,22 @@ impl Pipeline {
         }
         let uplink = item.meta.port == self.tables.node.uplink;
         let asker = Mac(frame.get(6..12).and_then(|m| m.first_chunk().copied()).unwrap_or_default());
+        if let Some(pod) = self.tables.pods.by_port(item.meta.port)
+            && let Some(source) = layers.source(frame).map(Address::from)
+        {
+            // Link-local sources and the unspecified one (while an address is being tried) are every host's (RFC 4861 §4.3).
+            let own = pod.addresses.contains(&source) || super::egress::is_link_local(source) || source.bits() == 0;
+            if !own || asker.0 != pod.mac {
+                return item.drop(Reason::SourceSpoofed, Stage::Parse);
+            }
+        }
         if kind == 135
             && let Ok(solicitation) = NeighborSolicitation::parse(frame, &layers)
         {
+            let mine = self.tables.pods.by_port(item.meta.port).map(|pod| Mac(pod.mac));
+            if mine.is_some() && solicitation.source_link.is_some_and(|link| Some(link) != mine) {
+                return item.drop(Reason::SourceSpoofed, Stage::Parse);
+            }
             let target = Address::v6(solicitation.target.octets());
             let ours = if uplink { self.tables.egress.announced.contains(&target) } else { target == GATEWAY_V6 };
             if ours {

@@ -3,7 +3,7 @@
 
 use super::plan::{Plan, Way};
 use super::service::{Client, Found};
-use crate::flow::{Next, Side, Tuple};
+use crate::flow::{Common, Next, Side, Tuple};
 use crate::item::{Fate, Item};
 use crate::pipeline::Pipeline;
 use crate::reason::Reason;
@@ -28,11 +28,26 @@ pub(crate) fn is_martian(a: Address) -> bool {
 }
 
 /// Link-local addresses: they mean something on a pod's own link only, where nobody but the gateway is.
-fn is_link_local(a: Address) -> bool {
+pub(crate) fn is_link_local(a: Address) -> bool {
     match a.family() {
         sluice_tables::Family::V4 => a.last4()[..2] == [169, 254],
         sluice_tables::Family::V6 => a.0[0] == 0xfe && a.0[1] & 0xc0 == 0x80,
     }
+}
+
+/// An allowing verdict.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Judged {
+    pub rule: RuleId,
+    /// [`Common::NAMED`], [`Common::AUDITED`], [`Common::OBSERVE`].
+    pub marks: u8,
+}
+
+impl Judged {
+    /// Allowed without asking.
+    pub const UNASKED: Judged = Judged { rule: RuleId::NONE, marks: 0 };
+    /// Every bit that a verdict may set.
+    pub const MARKS: u8 = Common::NAMED | Common::AUDITED | Common::OBSERVE;
 }
 
 impl Pipeline {
@@ -45,7 +60,9 @@ impl Pipeline {
             item.refuse(Reason::NoRoute);
             return None;
         }
-        if !pod.addresses.contains(&tuple.source) && !pod.extra_sources.iter().any(|p| p.contains(tuple.source)) {
+        let sender = usize::from(item.meta.l3).checked_sub(8).and_then(|at| item.frame.head().get(at..at + 6));
+        let own = pod.addresses.contains(&tuple.source) || pod.extra_sources.iter().any(|p| p.contains(tuple.source));
+        if !own || sender != Some(&pod.mac[..]) {
             item.refuse(Reason::SourceSpoofed);
             return None;
         }
@@ -74,18 +91,35 @@ impl Pipeline {
             translated.destination = backend.address;
             translated.destination_port = backend.port;
         }
-        let rule = self.judge(item, &pod, Direction::Egress, &translated)?;
-        self.route_egress(item, &pod, tuple, translated, slot, rule)
+        let judged = self.judge(item, &pod, Direction::Egress, &translated, &tuple, false)?;
+        self.route_egress(item, &pod, tuple, translated, slot, judged)
     }
 
-    /// Policy of one direction of a pod; `None`: denied, the fate is set.
-    pub(crate) fn judge(&mut self, item: &mut Item, pod: &Pod, direction: Direction, packet: &Tuple) -> Option<RuleId> {
+    /// Policy of one direction of a pod; `None`: denied, the fate is set. `asked` is the packet before
+    /// translation; `named`: the flow was allowed by a rule about domain names before.
+    pub(crate) fn judge(
+        &mut self,
+        item: &mut Item,
+        pod: &Pod,
+        direction: Direction,
+        packet: &Tuple,
+        asked: &Tuple,
+        named: bool,
+    ) -> Option<Judged> {
         let (set, peer) = match direction {
             Direction::Egress => (pod.egress, packet.destination),
             Direction::Ingress => (pod.ingress, packet.source),
         };
         let identity = self.tables.identities.of(peer);
-        let decision = self.tables.policy.decide(set, identity, packet.protocol, packet.destination_port);
+        let (policy, port) = (&self.tables.policy, packet.destination_port);
+        let (decision, by_name) = if direction == Direction::Egress {
+            let (learned, now) = (&self.learned, self.now);
+            policy.decide_learned(set, identity, packet.protocol, port, |names| {
+                [peer, asked.destination].iter().any(|address| learned.knows(pod.port, *address, names, named, now))
+            })
+        } else {
+            (policy.decide(set, identity, packet.protocol, port), false)
+        };
         let column = usize::from(direction == Direction::Egress);
         let row = if !decision.allow {
             1
@@ -95,13 +129,22 @@ impl Pipeline {
             0
         };
         self.counters.verdicts[row][column].add(1);
+        self.tally.add(decision.rule, row);
         if let Some(note) = self.note(item)
             && (decision.rule != RuleId::NONE || !decision.allow)
+            // What an audited policy would have denied is told, whoever allows it afterwards.
+            && (!note.audited || !decision.allow)
         {
             note.rule = Some(decision.rule);
+            note.audited = decision.audit;
         }
         if decision.allow {
-            return Some(decision.rule);
+            let observed =
+                direction == Direction::Egress && self.observes(pod, packet.protocol, asked.destination_port);
+            let mark = |yes: bool, bit: u8| if yes { bit } else { 0 };
+            let marks =
+                mark(by_name, Common::NAMED) | mark(decision.audit, Common::AUDITED) | mark(observed, Common::OBSERVE);
+            return Some(Judged { rule: decision.rule, marks });
         }
         self.deny(item);
         None
@@ -114,7 +157,7 @@ impl Pipeline {
         tuple: Tuple,
         mut translated: Tuple,
         slot: u16,
-        rule: RuleId,
+        judged: Judged,
     ) -> Option<Plan> {
         let family = tuple.family();
         let tables = self.tables.clone();
@@ -201,7 +244,8 @@ impl Pipeline {
             back,
             pod: pod.port,
             slot,
-            rule,
+            rule: judged.rule,
+            marks: judged.marks,
             space,
         })
     }

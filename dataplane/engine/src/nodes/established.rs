@@ -34,6 +34,7 @@ fn is_steady(c: &Common, packet: &Packet, hop: &Hop, tables: &Tables, tick: u32)
     let policy = tables.pods.versions().get(usize::from(c.pod)).copied().unwrap_or(0);
     let service = tables.services.version(c.slot);
     (hop.version == c.hop_version)
+        & (c.bits & Common::OBSERVE == 0)
         & (policy == c.policy_version)
         & (service == c.service_version)
         & State::is_steady(c.state, packet.tcp_flags)
@@ -99,9 +100,13 @@ impl Pipeline {
         }
         if let Some(slot) = slot.or_else(|| self.decide(item))
             && let Some(e) = E::table(self).get(slot).copied()
-            && e.rewrite(item)
         {
-            self.after_rewrite(item, e.common(), e.ports());
+            if e.common().bits & Common::OBSERVE != 0 {
+                self.observe(item, e.common(), e.ports());
+            }
+            if e.rewrite(item) {
+                self.after_rewrite(item, e.common(), e.ports());
+            }
         }
     }
 

@@ -1,11 +1,12 @@
 //! The ingress half: a flow's first packet to a local pod, whatever translated it before.
 
+use super::egress::Judged;
 use super::plan::{Plan, Way};
 use crate::flow::{Next, Side, Tuple};
 use crate::item::Item;
 use crate::pipeline::Pipeline;
 use crate::reason::Reason;
-use sluice_tables::{Address, Direction, HopId, Route, RuleId};
+use sluice_tables::{Address, Direction, HopId, Route};
 
 impl Pipeline {
     pub(crate) fn walk_ingress(&mut self, item: &mut Item, tuple: Tuple) -> Option<Plan> {
@@ -17,10 +18,10 @@ impl Pipeline {
             return None;
         }
         // The node itself (kubelet's probes above all) always reaches its pods.
-        let rule = if self.tables.node.owns(tuple.source) {
-            RuleId::NONE
+        let judged = if self.tables.node.owns(tuple.source) {
+            Judged::UNASKED
         } else {
-            self.judge(item, &pod, Direction::Ingress, &tuple)?
+            self.judge(item, &pod, Direction::Ingress, &tuple, &tuple, false)?
         };
         let back = self.way_back(item, tuple.source)?;
         Some(Plan {
@@ -32,7 +33,8 @@ impl Pipeline {
             back: Way { hop: if back.next == Next::Send { back.hop } else { pod.hop }, ..back },
             pod: pod.port,
             slot: 0,
-            rule,
+            rule: judged.rule,
+            marks: judged.marks,
             space: 0,
         })
     }

@@ -3,6 +3,7 @@
 
 mod answer;
 mod classify;
+mod dns;
 mod egress;
 mod established;
 pub mod fragment;

@@ -41,6 +41,8 @@ pub(crate) struct Plan {
     /// Version slot of the Service; 0: none.
     pub slot: u16,
     pub rule: RuleId,
+    /// Bits of [`Common`] that the verdict leaves in both entries.
+    pub marks: u8,
     /// SNAT space + 1; 0: none.
     pub space: u16,
 }
@@ -80,7 +82,7 @@ impl Pipeline {
             hop: plan.forward.hop.0,
             hop_version: version_of(plan.forward.hop),
             aux: plan.forward.aux,
-            bits: keep(&plan.forward),
+            bits: keep(&plan.forward) | plan.marks,
             space: plan.space,
             rule: plan.rule.0,
             ..base
@@ -90,7 +92,7 @@ impl Pipeline {
             hop: plan.back.hop.0,
             hop_version: version_of(plan.back.hop),
             aux: plan.back.aux,
-            bits: Common::REPLY | keep(&plan.back),
+            bits: Common::REPLY | keep(&plan.back) | plan.marks,
             ..base
         };
         back.set_next(plan.back.next);

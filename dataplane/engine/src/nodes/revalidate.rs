@@ -4,8 +4,9 @@
 //! moved policy is judged anew and a forbidden flow is cut with this packet (and stays remembered as denied); a moved Service is asked whether the backend is
 //! still there.
 
+use super::egress::Judged;
 use super::established::Family;
-use crate::flow::{Next, Side, Slot, State, Tuple};
+use crate::flow::{Common, Next, Side, Slot, State, Tuple};
 use crate::item::Item;
 use crate::pipeline::Pipeline;
 use crate::reason::Reason;
@@ -43,10 +44,11 @@ impl Pipeline {
             return false;
         };
         let (tuple, _, side) = original.parts();
+        let named = original.common().bits & Common::NAMED != 0;
         let rule = match side {
-            Side::To if self.tables.node.owns(tuple.source) => Some(RuleId::NONE),
-            Side::To => self.judge(item, &pod, Direction::Ingress, &tuple),
-            Side::From => self.judge(item, &pod, Direction::Egress, &original.to()),
+            Side::To if self.tables.node.owns(tuple.source) => Some(Judged::UNASKED),
+            Side::To => self.judge(item, &pod, Direction::Ingress, &tuple, &tuple, false),
+            Side::From => self.judge(item, &pod, Direction::Egress, &original.to(), &tuple, named),
         };
         let was = State::from_byte(original.common().state);
         let state = match (rule, was) {
@@ -59,12 +61,16 @@ impl Pipeline {
             if let Some(e) = E::table_mut(self).get_mut(s)
                 && e.common().state != 0
             {
-                e.common_mut().policy_version = version;
-                e.common_mut().state = state as u8;
+                let c = e.common_mut();
+                c.policy_version = version;
+                c.state = state as u8;
+                if let Some(judged) = rule {
+                    c.bits = c.bits & !Judged::MARKS | judged.marks;
+                }
             }
         }
         if let (Some(e), Some(rule)) = (E::table_mut(self).get_mut(first), rule) {
-            e.common_mut().rule = rule.0;
+            e.common_mut().rule = rule.rule.0;
         }
         rule.is_some()
     }
@@ -137,7 +143,7 @@ impl Pipeline {
     }
 
     /// The hop of an established direction, asked anew.
-    fn way_of(&self, c: &crate::flow::Common, zone: u16, to: &Tuple) -> Option<HopId> {
+    fn way_of(&self, c: &Common, zone: u16, to: &Tuple) -> Option<HopId> {
         let tables = &self.tables;
         if let Some(pod) = tables.pods.by_address(to.destination) {
             return Some(pod.hop);
@@ -180,9 +186,11 @@ impl Pipeline {
             None
         };
         let rule = RuleId(original.common().rule);
+        let audited = original.common().bits & Common::AUDITED != 0;
         if let Some(note) = self.note(item) {
-            if rule != RuleId::NONE {
+            if rule != RuleId::NONE && (!note.audited || audited) {
                 note.rule = Some(rule);
+                note.audited = audited;
             }
             if let Some(service) = service {
                 note.service = Some(service);

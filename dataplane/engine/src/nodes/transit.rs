@@ -94,6 +94,7 @@ impl Pipeline {
             pod: 0,
             slot: 0,
             rule: RuleId::NONE,
+            marks: 0,
             space,
         })
     }
@@ -125,6 +126,7 @@ impl Pipeline {
             pod: 0,
             slot,
             rule: RuleId::NONE,
+            marks: 0,
             space: 0,
         };
         if let Some(pod) = tables.pods.by_address(backend.address) {
@@ -224,6 +226,7 @@ impl Pipeline {
             pod: 0,
             slot,
             rule: RuleId::NONE,
+            marks: 0,
             space,
         })
     }
@@ -262,6 +265,7 @@ impl Pipeline {
             pod: 0,
             slot: 0,
             rule: RuleId::NONE,
+            marks: 0,
             space: 0,
         })
     }

@@ -2,8 +2,9 @@
 
 use super::established::Family;
 use super::fragment::{self, Step};
-use crate::flow::{Entry4, Entry6};
+use crate::flow::{Common, Entry4, Entry6};
 use crate::item::{Fate, Item, Role};
+use crate::learned::Learned;
 use crate::pipeline::{Pipeline, TICKS_PER_SECOND, saturating_dec};
 use crate::reason::{Reason, Stage};
 use sluice_wire::packet::Shape;
@@ -99,6 +100,10 @@ impl Pipeline {
         self.flows4.grow_ahead();
         self.flows6.grow_ahead();
         self.give_up_waiting();
+        if !self.learned.is_empty() {
+            self.learned.tidy(self.now);
+            self.counters.domain_addresses.set(self.learned.len() as u64);
+        }
         let mut late = Vec::new();
         self.fragments.expire(self.now, &mut late);
         for mut item in late {
@@ -113,16 +118,23 @@ impl Pipeline {
     fn sweep<E: Family>(&mut self, pairs: u32) {
         let (tick, tables) = (self.tick, std::sync::Arc::clone(&self.tables));
         let mut gone: Vec<E> = Vec::new();
+        let (mut learned, now) = (std::mem::replace(&mut self.learned, Learned::nothing()), self.now);
         E::table_mut(self).sweep(
             pairs,
             |table, slot| {
                 let orphan = table
                     .get(slot)
                     .is_some_and(|e| e.common().pod != 0 && tables.pods.by_port(e.common().pod).is_none());
-                orphan || table.is_expired(slot, tick, TICKS_PER_SECOND, &tables.settings.timeouts)
+                let over = orphan || table.is_expired(slot, tick, TICKS_PER_SECOND, &tables.settings.timeouts);
+                if !over && let Some(e) = table.get(slot).filter(|e| e.common().bits & Common::NAMED != 0) {
+                    learned.hold(e.common().pod, e.to().destination, now);
+                    learned.hold(e.common().pod, e.parts().0.destination, now);
+                }
+                over
             },
             |original, _| gone.push(*original),
         );
+        self.learned = learned;
         for entry in &gone {
             self.release_flow(entry);
         }
