@@ -374,6 +374,73 @@ def an_idle_node_with_six_pods_costs_next_to_no_processor(bin_dir):
         expect(share < 0.03, f"{100 * share:.1f} % of one CPU, idle")
 
 
+BALANCED = """\
+apiVersion: v1
+kind: Service
+metadata: {{ name: shop, namespace: default }}
+spec:
+  type: LoadBalancer
+  externalTrafficPolicy: {policy}
+  healthCheckNodePort: {port}
+  clusterIP: 10.96.0.80
+  selector: {{ app: {app} }}
+  ports: [ {{ port: 80, targetPort: 8080, nodePort: 30080 }} ]
+status: {{ loadBalancer: {{ ingress: [ {{ ip: 203.0.113.80 }} ] }} }}
+"""
+
+
+def asked(namespace, url):
+    """The head and body of an answer, or None where nobody listens."""
+    done = namespace.run("curl", "-s", "-i", "--max-time", "2", url, check=False)
+    return done.stdout if done.returncode == 0 else None
+
+
+@test
+def a_health_check_node_port_says_how_many_pods_are_here_and_lives_with_its_service(bin_dir):
+    with SmallCluster(bin_dir) as cluster:
+        cluster.up()
+        client = cluster.pods["default/pod-0"].namespace
+        url = "http://192.0.2.11:31000/healthz"
+        cluster.write("shop.yaml", BALANCED.format(policy="Local", port=31000, app="pod-1"))
+        for who in (cluster.node.namespace, cluster.outside, client):
+            said, _ = wait_until("200", lambda: text if (text := asked(who, url)) and " 200 " in text else None, 5)
+            expect("X-Load-Balancing-Endpoint-Weight: 1".lower() in said.lower(), said)
+            expect('"localEndpoints":1' in said and '"name":"shop"' in said and "nosniff" in said, said)
+        cluster.write("shop.yaml", BALANCED.format(policy="Local", port=31000, app="nobody"))
+        wait_until("503", lambda: " 503 " in (asked(cluster.outside, url) or ""), 5)
+        cluster.write("shop.yaml", BALANCED.format(policy="Cluster", port=31000, app="pod-1"))
+        wait_until("the port closed", lambda: asked(cluster.outside, url) is None, 5)
+        cluster.write("shop.yaml", BALANCED.format(policy="Local", port=31000, app="pod-1"))
+        wait_until("200 again", lambda: " 200 " in (asked(cluster.outside, url) or ""), 5)
+
+
+@test
+def a_health_check_node_port_that_is_taken_is_a_problem_of_its_service_until_it_is_free(bin_dir):
+    with SmallCluster(bin_dir, count=1) as cluster:
+        cluster.up()
+        other = cluster.processes.start("other", cluster.node.namespace, sys.executable, "-m", "http.server", "31000")
+        wait_until("the other program", lambda: asked(cluster.node.namespace, "http://192.0.2.11:31000/"), 5)
+        cluster.write("shop.yaml", BALANCED.format(policy="Local", port=31000, app="pod-0"))
+
+        def told():
+            said = cluster.node.sluice("status").stdout
+            return said if "healthCheckNodePort" in said and "31000" in said else None
+        wait_until("status names Service and port", told, 5)
+        cluster.processes.end(other)
+        url = "http://192.0.2.11:31000/"
+        wait_until("our answer", lambda: "localEndpoints" in (asked(cluster.node.namespace, url) or ""), 5)
+        wait_until("no problem left", lambda: not told(), 5)
+
+
+@test
+def a_process_of_the_node_reaches_a_load_balancer_address_and_a_cluster_ip(bin_dir):
+    with SmallCluster(bin_dir) as cluster:
+        cluster.up()
+        cluster.write("shop.yaml", BALANCED.format(policy="Local", port=31000, app="pod-1"))
+        for url in ("http://10.96.0.80/", "http://203.0.113.80/"):
+            wait_until(url, lambda: " 200 " in (asked(cluster.node.namespace, url) or ""), 5)
+
+
 def raise_interrupt(number, _frame):
     raise KeyboardInterrupt(signal.Signals(number).name)
 

@@ -96,7 +96,11 @@ def weaknesses(story, folder):
         import yaml
     except ImportError:
         return problems
-    for text in [story.manifest(), *(story.manifest(o) for _, o in story.changes), *([story.config] if story.config else [])]:
+    for text in [
+        story.manifest(),
+        *(story.manifest(o) for _, o in story.changes),
+        *([story.config] if story.config else []),
+    ]:
         try:
             documents = [item for item in yaml.safe_load_all(text) if item is not None]
         except yaml.YAMLError as error:

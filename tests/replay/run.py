@@ -13,7 +13,8 @@ import traceback
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 TOPICS = (
-    "overlay neighbours services changes affinity backends intake external policy netpol_suite reject tiers domains audit spoofing egress "
+    "overlay neighbours services changes affinity direct exposure backends intake external policy netpol_suite reject tiers "
+    "domains audit spoofing egress "
     "masquerade errors "
     "checks size fragments flows limits host host_ports cli"
 ).split()

@@ -7,7 +7,7 @@ pub mod endpoint;
 pub mod problem;
 pub mod report;
 pub mod routes;
-mod seat;
+pub(crate) mod seat;
 pub mod server;
 
 use report::{

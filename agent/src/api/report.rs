@@ -167,6 +167,18 @@ pub struct ServiceReport {
     pub kind: String,
     /// What clients connect to.
     pub frontends: Vec<FrontendReport>,
+    /// The port on which load balancers ask after it, where it has one.
+    pub health_check: Option<HealthCheckReport>,
+}
+
+/// The health-check node port of a Service.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HealthCheckReport {
+    /// The port, on the node's addresses.
+    pub port: u16,
+    /// Ready endpoints on this node.
+    pub local_endpoints: usize,
 }
 
 /// One address, protocol and port of a Service.
@@ -181,6 +193,8 @@ pub struct FrontendReport {
     pub address: String,
     /// `TCP`, `UDP` or `SCTP`.
     pub protocol: String,
+    /// How topology hints are used, and why not where they are not.
+    pub topology: String,
     /// Where connections may go.
     pub backends: Vec<BackendReport>,
 }

@@ -215,8 +215,13 @@ impl Hall {
 }
 
 /// Serves one connection to its end.
-async fn converse<S>(stream: S, seat: Seat, router: Router, limits: Limits, mut ending: watch::Receiver<bool>)
-where
+pub(crate) async fn converse<S>(
+    stream: S,
+    seat: Seat,
+    router: Router,
+    limits: Limits,
+    mut ending: watch::Receiver<bool>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let streams = Arc::new(AtomicBool::new(false));

@@ -23,12 +23,16 @@ use std::sync::Arc;
 
 /// Pods of the measured node.
 pub const CLIENTS: u32 = 16;
-/// Services.
+/// Services unless more are asked for.
 pub const SERVICES: u32 = 16;
+/// Services that have a NodePort: as many as there are numbers for, and a few to spare.
+pub const WITH_NODE_PORT: u32 = 2_000;
 /// Backends of a Service.
 pub const BACKENDS: u32 = 16;
 /// Pods of the other node that back Services.
 pub const SERVERS: u32 = SERVICES * BACKENDS;
+/// Most Services.
+pub const MOST_SERVICES: u32 = 20_000;
 /// NodePort of Service 0.
 pub const NODE_PORT: u16 = 30_000;
 /// Layer-3 MTU of the uplink: pods keep 1500 bytes.
@@ -40,6 +44,8 @@ pub struct Bed {
     pub tables: Arc<Tables>,
     /// Uplink, host and pods, as the compiler numbered them.
     pub view: LocalView,
+    /// Services.
+    pub services: u32,
 }
 
 /// Address of this node and of the other one.
@@ -69,11 +75,15 @@ fn pod(v6: bool, node: u8, n: u32) -> IpAddr {
 
 /// ClusterIP of a Service.
 pub fn service(v6: bool, n: u32) -> IpAddr {
-    if v6 { Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 1, n as u16).into() } else { [10, 96, 1, n as u8].into() }
+    if v6 {
+        Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, 0x100 + n as u16).into()
+    } else {
+        Ipv4Addr::from(0x0a60_0100 + n).into()
+    }
 }
 
 /// The objects.
-fn objects(rules: u32) -> Vec<Value> {
+fn objects(rules: u32, services: u32) -> Vec<Value> {
     let mut all = vec![json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "bench"}})];
     for (other, name, cidrs) in [
         (false, "node-a", ["10.244.2.0/23", "fd00:10:244:1::/64"]),
@@ -109,14 +119,20 @@ fn objects(rules: u32) -> Vec<Value> {
     }
     let addresses = [server(false, SERVERS), server(true, SERVERS)];
     all.push(pod("stranger".into(), "node-b", json!({"role": "stranger"}), addresses));
-    for n in 0..SERVICES {
+    for n in 0..services {
+        // More Services than groups of pods: each group stands behind several.
+        let group = format!("s{}", n % SERVICES);
+        let mut port = json!({"port": 80, "targetPort": 8080, "protocol": "TCP"});
+        if n < WITH_NODE_PORT {
+            port["nodePort"] = json!(u32::from(NODE_PORT) + n);
+        }
         all.push(json!({
             "apiVersion": "v1", "kind": "Service", "metadata": {"name": format!("s{n}"), "namespace": "bench"},
             "spec": {
-                "type": "NodePort", "selector": {"service": format!("s{n}")},
+                "type": if n < WITH_NODE_PORT { "NodePort" } else { "ClusterIP" }, "selector": {"service": group},
                 "ipFamilyPolicy": "RequireDualStack", "ipFamilies": ["IPv4", "IPv6"],
                 "clusterIP": service(false, n), "clusterIPs": [service(false, n), service(true, n)],
-                "ports": [{"port": 80, "targetPort": 8080, "protocol": "TCP", "nodePort": u32::from(NODE_PORT) + n}],
+                "ports": [port],
             },
         }));
     }
@@ -149,9 +165,9 @@ fn objects(rules: u32) -> Vec<Value> {
 }
 
 /// Builds the cluster and compiles node-a's tables for so many workers.
-pub fn build(rules: u32, workers: u16) -> Result<Bed> {
+pub fn build(rules: u32, services: u32, workers: u16) -> Result<Bed> {
     let mut set = ObjectSet::default();
-    for (line, value) in (1..).zip(objects(rules)) {
+    for (line, value) in (1..).zip(objects(rules, services)) {
         match identify(&value)? {
             Identified::Key(key) => {
                 let origin = Origin::File { path: std::path::Path::new("bench").into(), line };
@@ -178,7 +194,7 @@ pub fn build(rules: u32, workers: u16) -> Result<Bed> {
         bail!("the benchmark's own cluster is refused: {finding}");
     }
     compiled.tables.generation = 1;
-    Ok(Bed { tables: Arc::new(compiled.tables), view })
+    Ok(Bed { tables: Arc::new(compiled.tables), view, services })
 }
 
 #[cfg(test)]
@@ -188,7 +204,7 @@ mod tests {
 
     #[test]
     fn the_cluster_compiles_and_every_client_has_a_policy() {
-        let bed = build(10, 2).unwrap();
+        let bed = build(10, SERVICES, 2).unwrap();
         assert_eq!(bed.tables.pods.iter().count(), CLIENTS as usize);
         for n in 0..CLIENTS {
             let pod = bed.tables.pods.by_address(Address::from(client(true, n))).unwrap();

@@ -66,6 +66,9 @@ pub struct Options {
     /// Rules of the policy that selects the pods, in each direction.
     #[arg(long, value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     pub rules: u32,
+    /// Services; flows to Services are spread over all of them.
+    #[arg(long, value_name = "N", default_value_t = cluster::SERVICES, value_parser = clap::value_parser!(u32).range(1..=i64::from(cluster::MOST_SERVICES)))]
+    pub services: u32,
 }
 
 /// What was measured. Times are thread CPU time unless they say otherwise.
@@ -87,6 +90,8 @@ pub struct Report {
     pub new: bool,
     /// Rules of the pods' policy, in each direction.
     pub rules: u32,
+    /// Services.
+    pub services: u32,
     /// Nanoseconds of thread CPU time for a packet: the median of the windows.
     pub ns_per_packet: f64,
     /// The fastest and the slowest window.
@@ -134,14 +139,15 @@ pub fn run(options: &Options) -> Result<Report> {
     if options.family == 5 {
         bail!("--family is 4 or 6");
     }
-    if options.flows > options.scenario.most_flows() {
-        bail!("--flows: {} different ones are the most of this scenario", options.scenario.most_flows());
+    let most = options.scenario.most_flows(options.services);
+    if options.flows > most {
+        bail!("--flows: {most} different ones are the most of this scenario");
     }
     let load_average = machine::load();
     if let Some(cpu) = machine::cpus().first() {
         machine::pin(*cpu);
     }
-    let bed = cluster::build(options.rules, options.workers)?;
+    let bed = cluster::build(options.rules, options.services, options.workers)?;
     let v6 = options.family == 6;
     let flows = options.flows as usize;
     let mut rig = Rig::new(&bed, options.scenario, flows, usize::from(options.frame), v6, options.workers)?;
@@ -198,6 +204,7 @@ pub fn run(options: &Options) -> Result<Report> {
         workers: options.workers,
         new: options.new,
         rules: options.rules,
+        services: options.services,
         ns_per_packet: rounded(ns),
         ns_per_packet_range: [rounded(all.clone().fold(f64::INFINITY, f64::min)), rounded(all.fold(0.0, f64::max))],
         wall_ns_per_packet: rounded(wall),
@@ -264,7 +271,17 @@ mod tests {
     use clap::ValueEnum;
 
     fn options(scenario: Scenario) -> Options {
-        Options { scenario, flows: 200, packets: Some(400), frame: 64, workers: 1, new: false, family: 4, rules: 10 }
+        Options {
+            scenario,
+            flows: 200,
+            packets: Some(400),
+            frame: 64,
+            workers: 1,
+            new: false,
+            family: 4,
+            rules: 10,
+            services: cluster::SERVICES,
+        }
     }
 
     #[test]

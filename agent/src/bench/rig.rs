@@ -109,6 +109,7 @@ pub struct Rig {
     tables: Arc<Tables>,
     tunnel: Tunnel,
     scenario: Scenario,
+    services: u32,
     v6: bool,
     frame: usize,
     /// The clock that workers are told, in nanoseconds: it advances with timed work only, so that preparing many frames
@@ -146,7 +147,7 @@ impl Rig {
         let vni = bed.tables.settings.vni;
         let tunnel = Tunnel { from: [192, 0, 2, 12], to: [192, 0, 2, 11], vni };
         let tables = Arc::clone(&bed.tables);
-        Ok(Rig { stations, _writer: writer, tables, tunnel, scenario, v6, frame, now: START })
+        Ok(Rig { stations, _writer: writer, tables, tunnel, scenario, services: bed.services, v6, frame, now: START })
     }
 
     fn now(&self) -> u64 {
@@ -178,7 +179,7 @@ impl Rig {
     /// The first packets of flows `0..flows`, each with the worker that receives it.
     pub fn first_packets(&self, flows: u32) -> Result<Vec<(u16, Shot)>> {
         let shot = |n| {
-            let (from, segment) = self.scenario.first(n, self.v6);
+            let (from, segment) = self.scenario.first(n, self.v6, self.services);
             let shot = self.shot(from, &segment, SYN)?;
             Ok((self.station_of(&shot, n) as u16, shot))
         };
@@ -193,7 +194,7 @@ impl Rig {
         let mut first_cost = Spent::default();
         for start in (0..flows).step_by(TOGETHER) {
             let flows = start..flows.min(start + TOGETHER as u32);
-            let firsts: Vec<_> = flows.clone().map(|n| self.scenario.first(n, self.v6)).collect();
+            let firsts: Vec<_> = flows.clone().map(|n| self.scenario.first(n, self.v6, self.services)).collect();
             let mut answers = vec![None; firsts.len()];
             let mut send = |rig: &mut Rig, flags: u8, cost: &mut Spent| -> Result<()> {
                 let mut shots = Vec::new();

@@ -1,6 +1,6 @@
 //! What a benchmark sends: for each scenario the first packet of flow number `n`, and which direction is measured.
 
-use super::cluster::{self, CLIENTS, SERVERS, SERVICES};
+use super::cluster::{self, CLIENTS, SERVERS};
 use super::packets::Segment;
 use clap::ValueEnum;
 use serde::Serialize;
@@ -83,8 +83,8 @@ impl Scenario {
         if matches!(self, Scenario::Local | Scenario::Mix) { 2 } else { 1 }
     }
 
-    /// Flow `n`'s first packet, as it arrives.
-    pub fn first(self, n: u32, v6: bool) -> (From, Segment) {
+    /// Flow `n`'s first packet, as it arrives; flows to Services are spread over `services` of them.
+    pub fn first(self, n: u32, v6: bool, services: u32) -> (From, Segment) {
         let (kind, of_kind) = self.of(n);
         let client = cluster::client(v6, of_kind % CLIENTS);
         let rest = of_kind / CLIENTS;
@@ -101,16 +101,17 @@ impl Scenario {
                 (From::Pod(client), make(client, destination, rest / SERVERS, 8080))
             }
             Scenario::Clusterip | Scenario::Reply | Scenario::Mix => {
-                let destination = cluster::service(v6, rest % SERVICES);
+                let destination = cluster::service(v6, rest % services);
                 // Both may be in a mix: their flows must not be the same.
-                let service_port = rest / SERVICES * 2 + u32::from(kind == Scenario::Reply);
-                let port = if self == Scenario::Mix { service_port } else { rest / SERVICES };
+                let service_port = rest / services * 2 + u32::from(kind == Scenario::Reply);
+                let port = if self == Scenario::Mix { service_port } else { rest / services };
                 (From::Pod(client), make(client, destination, port, 80))
             }
             Scenario::Nodeport => {
                 let (outside, rest) = (of_kind % 64, of_kind / 64);
-                let port = cluster::NODE_PORT + (rest % SERVICES) as u16;
-                let segment = make(stranger(v6, outside), cluster::node(v6, false), rest / SERVICES, port);
+                let exposed = services.min(cluster::WITH_NODE_PORT);
+                let port = cluster::NODE_PORT + (rest % exposed) as u16;
+                let segment = make(stranger(v6, outside), cluster::node(v6, false), rest / exposed, port);
                 (From::Outside, segment)
             }
             Scenario::Egress => {
@@ -127,11 +128,11 @@ impl Scenario {
     }
 
     /// Most flows that differ from each other.
-    pub fn most_flows(self) -> u32 {
+    pub fn most_flows(self, services: u32) -> u32 {
         let ports = 64_000;
         match self {
             Scenario::PodToPod => u32::MAX,
-            Scenario::Clusterip | Scenario::Reply => ports * CLIENTS * SERVICES,
+            Scenario::Clusterip | Scenario::Reply => ports * CLIENTS * services.min(1_000),
             // 17,344 SNAT ports of the overlay address, in blocks of 64, towards 256 backends.
             Scenario::Nodeport => 2_000_000,
             Scenario::Egress => 10_000_000,
@@ -165,9 +166,9 @@ mod tests {
     fn no_two_flows_of_a_scenario_are_the_same() {
         for scenario in Scenario::value_variants() {
             for v6 in [false, true] {
-                let flows = 50_000.min(scenario.most_flows());
+                let flows = 50_000.min(scenario.most_flows(cluster::SERVICES));
                 let distinct: HashSet<_> = (0..flows)
-                    .map(|n| scenario.first(n, v6).1)
+                    .map(|n| scenario.first(n, v6, cluster::SERVICES).1)
                     .map(|s| (s.source, s.destination, s.source_port, s.destination_port))
                     .collect();
                 assert_eq!(distinct.len(), flows as usize, "{scenario:?}");

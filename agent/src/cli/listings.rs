@@ -33,10 +33,10 @@ pub fn services(agent: &Agent, args: &ServicesArgs, output: &Output) -> Done {
                 let backends: Vec<String> = frontend.backends.iter().map(backend).collect();
                 let counts = format!("{ready} ({local} here)");
                 let texts = [&service.name, &frontend.kind, &frontend.address, &frontend.protocol].map(Clone::clone);
-                texts.into_iter().chain([counts, backends.join(" ")])
+                texts.into_iter().chain([counts, frontend.topology.clone(), backends.join(" ")])
             })
         });
-        table(&["SERVICE", "KIND", "ADDRESS", "PROTOCOL", "READY", "BACKENDS"], rows)
+        table(&["SERVICE", "KIND", "ADDRESS", "PROTOCOL", "READY", "TOPOLOGY", "BACKENDS"], rows)
     })
 }
 

@@ -4,6 +4,7 @@
 use super::announce::{self, Announcer};
 use super::attachments::Attachments;
 use super::carriers::{Carriers, Topology};
+use super::health_ports::HealthPorts;
 use super::host::{self, Notes};
 use super::observe::Observers;
 use super::snat::SnatWatch;
@@ -17,7 +18,7 @@ use serde_json::Value;
 use sluice_afxdp::{Program, Steering as ProgramSteering, Umem};
 use sluice_cni::protocol::{CniRequest, ErrorBody, Verb};
 use sluice_ctrl::carriers::Outcome;
-use sluice_ctrl::compile::{Knobs, LocalView};
+use sluice_ctrl::compile::{Knobs, LocalView, Steering};
 use sluice_ctrl::config::Config;
 use sluice_ctrl::import::{Defaults, Importer, Invalid};
 use sluice_ctrl::ipam::{Ipam, all_pools};
@@ -154,6 +155,10 @@ pub struct Control {
     pub notes: Notes,
     /// Who listens to packets.
     pub observers: Observers,
+    /// Ports on which load balancers ask after Services.
+    pub health_ports: HealthPorts,
+    /// What the uplink's program was told last.
+    steered: Option<Steering>,
     /// From a change to every worker running on it.
     pub programming: Histogram,
     /// Since the API object changed.
@@ -203,6 +208,7 @@ pub struct Parts {
     pub(crate) attachments: Attachments,
     pub(crate) ipam: Ipam,
     pub(crate) notes: Notes,
+    pub(crate) health_ports: HealthPorts,
     pub(crate) started: Instant,
 }
 
@@ -238,6 +244,8 @@ impl Control {
             ipam: parts.ipam,
             notes: parts.notes,
             observers: Observers::default(),
+            health_ports: parts.health_ports,
+            steered: None,
             programming: Histogram::programming(),
             network_programming: Histogram::network_programming(),
             last_sync: 0.0,
@@ -293,6 +301,7 @@ impl Control {
             self.look_at_snat();
             self.announce();
             self.keep_domains();
+            self.show_health();
             self.publisher.collect();
             self.observers.prune(&self.workers);
         }
@@ -356,6 +365,7 @@ impl Control {
         let took = since.elapsed().as_secs_f64();
         self.programming.observe(took);
         self.network_programming.observe(took);
+        self.show_health();
         self.last_sync = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
         applied
     }
@@ -373,7 +383,10 @@ impl Control {
     }
 
     /// Tells the uplink's XDP program what is ours.
-    fn steer(&mut self, steering: &sluice_ctrl::compile::Steering) {
+    fn steer(&mut self, steering: &Steering) {
+        if self.steered.as_ref() == Some(steering) {
+            return;
+        }
         let Some(program) = &mut self.program else { return };
         let list = |set: &BTreeSet<IpAddr>| set.iter().copied().collect::<Vec<_>>();
         let ports: Vec<(u8, u16)> = steering.node_ports.iter().map(|(_, protocol, port)| (*protocol, *port)).collect();
@@ -386,6 +399,7 @@ impl Control {
             .and_then(|()| program.set_node_addresses(&list(&steering.node_addresses)))
             .and_then(|()| program.set_owned_addresses(&list(&steering.owned_addresses)))
             .and_then(|()| program.set_node_ports(&ports));
+        self.steered = done.is_ok().then(|| steering.clone());
         if let Err(error) = done {
             tracing::error!(%error, "cannot tell the uplink's program what is ours");
             self.machine_problems.push(error.to_string());
@@ -428,6 +442,7 @@ impl Control {
         let overlay: Vec<IpAddr> = [Family::V4, Family::V6].iter().filter_map(|f| node.overlay_address(*f)).collect();
         let mut ranges = self.config.cidrs.pods.clone();
         ranges.extend(self.config.cidrs.services.iter().copied());
+        ranges.extend(self.balanced_addresses());
         let pools = self.cluster.ip_pools.values().filter(|pool| pool.usage == PoolUse::Pods);
         ranges.extend(pools.flat_map(|pool| pool.cidrs.iter().copied()));
         ranges.sort_unstable();
@@ -448,6 +463,17 @@ impl Control {
                 }
             }
         }
+    }
+
+    /// Load balancers' addresses that are ours to serve, so that the node's own processes reach them here and not through
+    /// the network.
+    fn balanced_addresses(&self) -> Vec<ipnet::IpNet> {
+        let nodes = self.cluster.nodes.values().flat_map(|n| n.internal_ips.iter().chain(&n.external_ips));
+        let nodes: BTreeSet<IpAddr> = nodes.copied().collect();
+        let served = self.cluster.services.values().filter(|service| service.is_served());
+        let ours = served.flat_map(|service| &service.load_balancer).filter(|a| !a.proxied && !nodes.contains(&a.ip));
+        let all: BTreeSet<IpAddr> = ours.map(|a| a.ip).collect();
+        all.into_iter().map(ipnet::IpNet::from).collect()
     }
 
     /// Layer-3 MTU of pods as the tables in force have it.

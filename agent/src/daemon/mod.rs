@@ -14,6 +14,7 @@ pub mod carriers;
 pub mod control;
 mod domains;
 pub mod guard;
+pub mod health_ports;
 pub mod host;
 pub mod install;
 pub mod limits;

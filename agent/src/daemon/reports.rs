@@ -7,9 +7,9 @@ use super::workers::Handle;
 use crate::api::Agent;
 use crate::api::problem::Problem;
 use crate::api::report::{
-    BackendReport, CounterReport, FlowFilter, FlowReport, FlowsReport, FrontendReport, GenerationReport, IpamReport,
-    ObserveEvent, ObserveFilter, PodReport, PolicyReport, PoolReport, PortCounters, PortReport, ServiceReport, State,
-    StatusReport, TryReport, TryRequest, VERDICTS, WorkerReport,
+    BackendReport, CounterReport, FlowFilter, FlowReport, FlowsReport, FrontendReport, GenerationReport,
+    HealthCheckReport, IpamReport, ObserveEvent, ObserveFilter, PodReport, PolicyReport, PoolReport, PortCounters,
+    PortReport, ServiceReport, State, StatusReport, TryReport, TryRequest, VERDICTS, WorkerReport,
 };
 use crate::replay::verdict::policy_verdict;
 use serde_json::Value;
@@ -115,6 +115,7 @@ impl Control {
                 "cut off from most other nodes: no egress or load-balancer address is carried here",
             ));
         }
+        all.extend(self.health_ports.problems());
         for (at, worker) in self.workers.iter().enumerate() {
             if !worker.is_alive() {
                 all.push(Problem::plain(format!("worker {at} has ended; restart sluiced")));
@@ -238,6 +239,8 @@ impl Control {
     pub fn services(&self) -> Vec<ServiceReport> {
         let mut by_service: BTreeMap<String, Vec<FrontendReport>> = BTreeMap::new();
         let node = &self.publisher.current().tables.services;
+        let topology: BTreeMap<(Family, &str), String> =
+            self.publisher.current().topology().map(|(family, port, how)| ((family, port), how.to_string())).collect();
         for shard in &node.shards {
             for (key, frontend) in &shard.frontends {
                 let (service, _) = frontend.name.rsplit_once(':').unwrap_or((&frontend.name, ""));
@@ -256,8 +259,10 @@ impl Control {
                     })
                     .collect();
                 backends.sort_by(|a, b| a.address.cmp(&b.address));
+                let family = Family::of(&IpAddr::from(key.address));
                 by_service.entry(service.to_owned()).or_default().push(FrontendReport {
                     port_name: String::new(),
+                    topology: topology.get(&(family, &*frontend.name)).cloned().unwrap_or_default(),
                     kind: kind_name(frontend.kind).to_owned(),
                     address,
                     protocol: protocol_name(key.protocol).to_owned(),
@@ -275,7 +280,10 @@ impl Control {
                     .values()
                     .find(|s| s.name.to_string() == name)
                     .map_or_else(String::new, |s| format!("{:?}", s.kind));
-                ServiceReport { name, kind, frontends }
+                let check = self.publisher.current().health_checks.iter().find(|c| c.service.to_string() == name);
+                let health_check =
+                    check.map(|c| HealthCheckReport { port: c.port, local_endpoints: c.local_endpoints });
+                ServiceReport { name, kind, frontends, health_check }
             })
             .collect()
     }

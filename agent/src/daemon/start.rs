@@ -6,6 +6,7 @@ use super::attachments::Attachments;
 use super::carriers::Carriers;
 use super::control::{Control, Link, Message, Parts};
 use super::guard::Guard;
+use super::health_ports::HealthPorts;
 use super::host::{self, Lacking, Notes};
 use super::pods::FIRST_POD_PORT;
 use super::reports::Node;
@@ -201,6 +202,7 @@ fn assemble(
         attachments,
         ipam,
         notes,
+        health_ports: HealthPorts::start()?,
         started,
     };
     Ok((Link::new(sender), inbox, Control::new(parts), Unwatched(source)))

@@ -70,7 +70,8 @@ impl Agent for Fake {
             backends: vec![backend("10.244.1.10:8080", true, true), backend("10.244.2.10:8080", false, false)],
             ..Default::default()
         };
-        vec![ServiceReport { name: "shop/web".into(), kind: "ClusterIP".into(), frontends: vec![frontend] }]
+        let (name, kind) = ("shop/web".into(), "ClusterIP".into());
+        vec![ServiceReport { name, kind, frontends: vec![frontend], ..ServiceReport::default() }]
     }
 
     fn pods(&self) -> Vec<PodReport> {

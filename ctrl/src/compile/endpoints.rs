@@ -6,9 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use hashbrown::HashSet;
 use sluice_tables::{Address, Backend};
 
+use super::topology::{Topology, WhyAll};
 use crate::model::{Endpoint, EndpointSlice, Family, ServicePort};
 
 /// What is known of one (address, port).
@@ -36,9 +39,20 @@ pub(crate) struct Place<'a> {
     pub is_here: &'a dyn Fn(IpAddr) -> bool,
 }
 
+impl Place<'_> {
+    /// Whether an endpoint is on this node.
+    pub fn has(&self, endpoint: &Endpoint) -> bool {
+        match &endpoint.node {
+            Some(node) => node == self.node,
+            None => endpoint.addresses.first().is_some_and(|ip| (self.is_here)(*ip)),
+        }
+    }
+}
+
 /// All endpoints of one Service port and family.
 pub(crate) struct Endpoints<'a> {
     states: BTreeMap<(Address, u16), State<'a>>,
+    alive: Arc<HashSet<(Address, u16)>>,
 }
 
 impl<'a> Endpoints<'a> {
@@ -56,15 +70,11 @@ impl<'a> Endpoints<'a> {
             for target in ports {
                 for endpoint in &slice.endpoints {
                     let Some(address) = endpoint.addresses.first() else { continue };
-                    let local = match &endpoint.node {
-                        Some(node) => node == place.node,
-                        None => (place.is_here)(*address),
-                    };
                     let state = State {
                         ready: endpoint.ready || publish_not_ready,
                         serving: endpoint.serving || publish_not_ready,
                         terminating: endpoint.terminating,
-                        local,
+                        local: place.has(endpoint),
                         endpoint,
                     };
                     let known = states.entry(((*address).into(), target.port)).or_insert_with(|| state.clone());
@@ -74,22 +84,27 @@ impl<'a> Endpoints<'a> {
                 }
             }
         }
-        Endpoints { states }
+        let alive = Arc::new(states.keys().copied().collect());
+        Endpoints { states, alive }
     }
 
     /// Every (address, port) that is there in any state: what an established flow may go on using.
-    pub fn all(&self) -> impl Iterator<Item = (Address, u16)> + '_ {
-        self.states.keys().copied()
+    pub fn alive(&self) -> Arc<HashSet<(Address, u16)>> {
+        self.alive.clone()
     }
 
     /// Endpoints of the whole cluster, near ones only where hints ask for it; ready ones, else serving ones that
-    /// terminate.
-    pub fn cluster(&self, place: &Place<'_>) -> Vec<Backend> {
+    /// terminate. `asked`: the Service wants a distribution, so that hints are missed where there are none.
+    pub fn cluster(&self, place: &Place<'_>, asked: bool) -> (Vec<Backend>, Topology) {
         let ready: Vec<_> = self.states.iter().filter(|(_, s)| s.ready).collect();
+        let asked = asked || self.states.values().any(|s| has_hint(s.endpoint));
         if ready.is_empty() {
-            return self.states.iter().filter(|(_, s)| s.serving && s.terminating).map(backend).collect();
+            let dying = self.states.iter().filter(|(_, s)| s.serving && s.terminating);
+            let why = if asked { Topology::All(WhyAll::NoneReady) } else { Topology::Unasked };
+            return (dying.map(backend).collect(), why);
         }
-        nearest(&ready, place).into_iter().map(backend).collect()
+        let (near, how) = if asked { nearest(&ready, place) } else { (ready, Topology::Unasked) };
+        (near.into_iter().map(backend).collect(), how)
     }
 
     /// Endpoints of this node: ready ones, else serving ones that terminate. Hints do not count.
@@ -106,18 +121,39 @@ fn backend((key, state): (&(Address, u16), &State<'_>)) -> Backend {
 
 type Entry<'s, 'a> = (&'s (Address, u16), &'s State<'a>);
 
+fn has_hint(endpoint: &Endpoint) -> bool {
+    !endpoint.node_hints.is_empty() || !endpoint.zone_hints.is_empty()
+}
+
 /// The hints' choice: same node, else same zone, else all. A level counts only if every ready endpoint carries its hint
 /// and at least one names this place.
-fn nearest<'s, 'a>(ready: &[Entry<'s, 'a>], place: &Place<'_>) -> Vec<Entry<'s, 'a>> {
-    let choose = |hinted: &dyn Fn(&Endpoint) -> bool, named: &dyn Fn(&Endpoint) -> bool| {
-        let chosen: Vec<_> = ready.iter().copied().filter(|(_, s)| named(s.endpoint)).collect();
-        let all_hinted = ready.iter().all(|(_, s)| hinted(s.endpoint));
-        (all_hinted && !chosen.is_empty()).then_some(chosen)
+fn nearest<'s, 'a>(ready: &[Entry<'s, 'a>], place: &Place<'_>) -> (Vec<Entry<'s, 'a>>, Topology) {
+    let named = |named: &dyn Fn(&Endpoint) -> bool| -> Vec<Entry<'s, 'a>> {
+        ready.iter().copied().filter(|(_, s)| named(s.endpoint)).collect()
     };
-    let by_node = choose(&|e| !e.node_hints.is_empty(), &|e| e.node_hints.contains(place.node));
-    let by_zone = || {
-        let zone = place.zone?;
-        choose(&|e| !e.zone_hints.is_empty(), &|e| e.zone_hints.contains(zone))
+    let all_have = |has: &dyn Fn(&Endpoint) -> bool| ready.iter().all(|(_, s)| has(s.endpoint));
+    let by_node = all_have(&|e| !e.node_hints.is_empty());
+    if by_node {
+        let here = named(&|e| e.node_hints.contains(place.node));
+        if !here.is_empty() {
+            return (here, Topology::Node);
+        }
+    }
+    let without = ready.iter().find(|(_, s)| s.endpoint.zone_hints.is_empty());
+    let why = match (without, place.zone) {
+        (None, Some(zone)) => {
+            let near = named(&|e| e.zone_hints.contains(zone));
+            if !near.is_empty() {
+                return (near, Topology::Zone(zone.to_owned()));
+            }
+            WhyAll::NotNamed(zone.to_owned())
+        }
+        (None, None) => WhyAll::NoZone,
+        (Some(_), _) if by_node => WhyAll::NodeNotNamed,
+        (Some((key, _)), _) => {
+            let hintless = ready.iter().find(|(_, s)| !has_hint(s.endpoint)).map_or(*key, |(key, _)| *key);
+            WhyAll::Without(std::net::SocketAddr::new(hintless.0.into(), hintless.1).to_string())
+        }
     };
-    by_node.or_else(by_zone).unwrap_or_else(|| ready.to_vec())
+    (ready.to_vec(), Topology::All(why))
 }

@@ -15,8 +15,8 @@ use sluice_tables::{Address, Backend, BackendSet, Frontend, FrontendKey, Service
 
 use super::directory::Known;
 use super::local::PortMapping;
-use super::{Context, Finding};
-use crate::model::Family;
+use super::{Context, Finding, Knobs};
+use crate::model::{Family, Node};
 
 /// A port of the node in one family, and where it leads.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,6 +34,14 @@ pub(crate) struct HostPort {
     /// The pod's port.
     pub to_port: u16,
     name: String,
+}
+
+impl HostPort {
+    /// Family, protocol and port, where it is on an address that packets come to this node for.
+    pub fn on(&self, node: &Node) -> Option<(Family, u8, u16)> {
+        let here = self.address.is_none_or(|ip| node.internal_ips.contains(&ip));
+        here.then(|| (Family::of(&self.to), self.protocol, self.port))
+    }
 }
 
 /// All of them, by pod.
@@ -78,8 +86,9 @@ fn declared<'a>(known: &'a Known<'_>) -> impl Iterator<Item = PortMapping> + 'a 
 /// Puts them beside the frontends of Services, and gives back those that hold: what is refused here must not be redirected
 /// by the host either, least of all a `hostIP` that is somebody else's address.
 pub(crate) fn program(
-    context: &Context<'_>,
-    host_ports: Vec<HostPort>,
+    knobs: &Knobs,
+    node: &Node,
+    host_ports: &[HostPort],
     services: &mut Services,
     invalid: &mut BTreeSet<Finding>,
 ) -> Result<Vec<HostPort>, TableError> {
@@ -92,17 +101,17 @@ pub(crate) fn program(
             field: "spec.containers.ports.hostPort",
             why,
         };
-        if let Some(whose) = reserved(context, &wanted) {
+        if let Some(whose) = reserved(knobs, wanted) {
             invalid.insert(refuse(format!("port {} lies in {whose}; not programmed", wanted.port)));
             continue;
         }
         let address = match wanted.address {
             // The loopback is the host's own: packets to it never come here, and the host redirects them.
             Some(ip) if ip.is_loopback() => {
-                accepted.push(wanted);
+                accepted.push(wanted.clone());
                 continue;
             }
-            Some(ip) if !context.node.internal_ips.contains(&ip) => {
+            Some(ip) if !node.internal_ips.contains(&ip) => {
                 invalid.insert(refuse(format!("hostIP {ip} is no address of this node; not programmed")));
                 continue;
             }
@@ -132,11 +141,12 @@ pub(crate) fn program(
             external_local_empty: false,
             external_local: true,
             affinity: None,
+            direct: false,
             source_ranges: None,
         };
         Arc::make_mut(shard).frontends.insert(key, frontend);
         versions.entry(slot).or_default().push(format!("{key:?} {backend:?}"));
-        accepted.push(wanted);
+        accepted.push(wanted.clone());
     }
     if !versions.is_empty() {
         let all = Arc::make_mut(&mut services.versions);
@@ -150,8 +160,8 @@ pub(crate) fn program(
 }
 
 /// What else the node's port is for.
-fn reserved(context: &Context<'_>, wanted: &HostPort) -> Option<&'static str> {
-    let settings = &context.knobs.settings;
+fn reserved(knobs: &Knobs, wanted: &HostPort) -> Option<&'static str> {
+    let settings = &knobs.settings;
     let (first, last) = settings.snat_ports;
     if (first..=last).contains(&wanted.port) {
         return Some("masquerade.ports");

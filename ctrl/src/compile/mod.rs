@@ -4,14 +4,19 @@
 //! order of events give byte-identical [`Tables::dump`]s); every limit of the tables is checked here, and what does not
 //! fit is an error of the whole generation, so that the last good one stands; what cannot be programmed is reported as a
 //! [`Finding`], never left out silently. Cost: one walk over the cluster; Services that did not change keep their
-//! compiled form, so that Maglev tables are built for changed Services only.
+//! compiled form, so that Maglev tables are built for changed Services only, and where nothing but Services and their
+//! endpoints changed nothing else is compiled at all.
 
 pub mod carriers;
+mod changes;
+mod direct;
 pub mod directory;
 pub mod egress;
 pub mod endpoints;
+pub mod health;
 pub mod hops;
 pub mod host_ports;
+mod inputs;
 pub mod local;
 pub mod policy;
 pub mod redirects;
@@ -21,7 +26,9 @@ pub mod settings;
 pub mod shards;
 pub mod sources;
 pub mod steering;
+pub mod topology;
 
+pub use health::HealthCheck;
 pub use local::{HostPort, LocalPod, LocalView, PortMapping, Replay, Uplink, derived_mac};
 pub use redirects::Redirect;
 pub use settings::Knobs;
@@ -32,7 +39,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use sluice_tables::{LocalNode, TableError, Tables};
+use sluice_tables::{Egress, HopId, Hops, Identities, LocalNode, Pods, Policy, Routes, TableError, Tables};
 
 use crate::carriers::Placement;
 use crate::model::{Cluster, Family, Node};
@@ -93,8 +100,41 @@ pub struct Compiled {
     pub redirects: BTreeSet<Redirect>,
     /// Addresses that move between nodes, and the nodes that may carry each.
     pub placement: Placement,
+    /// Health-check ports, by port; one Service each.
+    pub health_checks: Vec<HealthCheck>,
+    rest: Option<Arc<Rest>>,
     services: Option<services::ServiceState>,
     policy: Option<Arc<policy::PolicyState>>,
+}
+
+impl Compiled {
+    /// How the hints of endpoints are used: Service, family, `ns/name:port/PROTO`, and what became of them.
+    pub fn topology(&self) -> impl Iterator<Item = (Family, &str, &topology::Topology)> {
+        let services = self.services.iter().flat_map(|state| &state.compiled);
+        services.flat_map(|entry| &entry.service.topology).map(|(family, port, how)| (*family, port.as_ref(), how))
+    }
+}
+
+/// Everything but Services, and what it was made of.
+#[derive(Debug)]
+pub(crate) struct Rest {
+    inputs: inputs::Inputs,
+    node: Arc<LocalNode>,
+    pods: Arc<Pods>,
+    routes: Arc<Routes>,
+    hops: Arc<Hops>,
+    /// Ways to nodes that read our tags, by name.
+    tunnels: Vec<HopId>,
+    identities: Arc<Identities>,
+    policy: Arc<Policy>,
+    policy_state: Arc<policy::PolicyState>,
+    egress: Arc<Egress>,
+    wanted: BTreeSet<IpAddr>,
+    invalid: BTreeSet<Finding>,
+    placement: Placement,
+    host_ports: Vec<host_ports::HostPort>,
+    surroundings: services::Surroundings,
+    pod_addresses: services::PodAddresses,
 }
 
 /// What every part of the compiler reads.
@@ -121,42 +161,83 @@ pub fn compile(
     previous: Option<&Compiled>,
 ) -> Result<Compiled, CompileError> {
     let node = cluster.nodes.get(&local.node).ok_or_else(|| CompileError::UnknownNode(local.node.clone()))?;
+    let known = previous.and_then(|p| p.rest.as_ref()).filter(|rest| rest.inputs.are(cluster, local, knobs));
+    let rest = match known {
+        Some(rest) => rest.clone(),
+        None => Arc::new(compile_rest(cluster, local, knobs, node, previous)?),
+    };
+    let before = previous.and_then(|p| p.services.as_ref());
+    let (mut services, state) = services::compile(cluster, rest.surroundings.clone(), &rest.pod_addresses, before)?;
+    let reach = &state.shards().reach;
+    let mut invalid = rest.invalid.clone();
+    invalid.extend(state.findings());
+    let (hops, direct) = direct::compile(&state.compiled, &services, &rest.hops, &rest.tunnels, &mut invalid);
+    let host_ports = host_ports::program(knobs, node, &rest.host_ports, &mut services, &mut invalid)?;
+    let steering = Steering::of(node, knobs, &rest, &host_ports, reach, previous.map(|p| &p.steering));
+    let redirects = redirects::of(cluster, node, &host_ports);
+    let health_checks = health::ports(state.compiled.iter().filter_map(|e| e.service.health.as_ref()), &mut invalid);
+    let tables = Tables {
+        generation: 0,
+        settings: Arc::new(knobs.settings.clone()),
+        node: rest.node.clone(),
+        pods: rest.pods.clone(),
+        routes: rest.routes.clone(),
+        hops,
+        services,
+        direct,
+        identities: rest.identities.clone(),
+        policy: rest.policy.clone(),
+        egress: rest.egress.clone(),
+    };
+    let policy_state = rest.policy_state.clone();
+    Ok(Compiled {
+        tables,
+        invalid: invalid.into_iter().collect(),
+        wanted_neighbours: rest.wanted.clone(),
+        steering,
+        redirects,
+        placement: rest.placement.clone(),
+        health_checks,
+        rest: Some(rest),
+        services: Some(state),
+        policy: Some(policy_state),
+    })
+}
+
+fn compile_rest(
+    cluster: &Cluster,
+    local: &LocalView,
+    knobs: &Knobs,
+    node: &Node,
+    previous: Option<&Compiled>,
+) -> Result<Rest, CompileError> {
     let mut invalid = BTreeSet::new();
     let directory = Directory::new(cluster, local, &mut invalid);
     let context = Context { cluster, local, knobs, node, directory };
-
     let moving = carriers::compile(&context, &mut invalid);
     let plan = hops::plan(&context, &moving, &mut invalid)?;
     let (egress, gateways_used) = egress::compile(&context, &plan, &moving, &mut invalid);
     let routes = routes::compile(&context, &plan, &gateways_used, &mut invalid);
-    let (mut services, state) = services::compile(&context, previous.and_then(|p| p.services.as_ref()), &mut invalid)?;
-    let host_ports = host_ports::program(&context, host_ports::of(&context), &mut services, &mut invalid)?;
-    let redirects = redirects::of(&context, &host_ports);
     let policy = policy::compile(&context, previous.and_then(|p| p.policy.as_deref()))?;
     let extra_sources = |known: &directory::Known<'_>| sources::of(&context, known, &mut invalid);
     let pods = context.directory.local_pods(&plan, &policy, extra_sources)?;
-    let steering = Steering::of(&context, &services, &egress);
-    let tables = Tables {
-        generation: 0,
-        settings: Arc::new(knobs.settings.clone()),
+    Ok(Rest {
+        inputs: inputs::Inputs::of(cluster, local, knobs),
+        placement: moving.placement,
+        host_ports: host_ports::of(&context),
+        surroundings: services::surroundings(&context),
+        pod_addresses: services::pod_addresses(&context),
         node: Arc::new(local_node(&context, plan.pod_mtu)),
         pods: Arc::new(pods),
         routes: Arc::new(routes),
+        tunnels: own_tunnels(&context, &plan),
         hops: Arc::new(plan.hops),
-        services,
         identities: Arc::new(policy.identities),
         policy: Arc::new(policy.policy),
+        policy_state: policy.state,
         egress: Arc::new(egress),
-    };
-    Ok(Compiled {
-        tables,
-        invalid: invalid.into_iter().collect(),
-        wanted_neighbours: plan.wanted,
-        steering,
-        redirects,
-        placement: moving.placement,
-        services: Some(state),
-        policy: Some(policy.state),
+        wanted: plan.wanted,
+        invalid,
     })
 }
 
@@ -166,6 +247,7 @@ pub fn empty(local: &LocalView, knobs: &Knobs) -> Compiled {
         name: local.node.clone(),
         internal: [None, None],
         overlay: [None, None],
+        node_port_addresses: Vec::new(),
         uplink_mac: local.uplink.mac,
         uplink: local.uplink.port,
         host: local.host.port,
@@ -182,6 +264,7 @@ pub fn empty(local: &LocalView, knobs: &Knobs) -> Compiled {
             routes: Arc::default(),
             hops: Arc::default(),
             services: Default::default(),
+            direct: Arc::default(),
             identities: Arc::default(),
             policy: Arc::default(),
             egress: Arc::default(),
@@ -191,6 +274,8 @@ pub fn empty(local: &LocalView, knobs: &Knobs) -> Compiled {
         steering: Steering::default(),
         redirects: BTreeSet::new(),
         placement: Placement::default(),
+        health_checks: Vec::new(),
+        rest: None,
         services: None,
         policy: None,
     }
@@ -202,6 +287,7 @@ fn local_node(context: &Context<'_>, pod_mtu: u16) -> LocalNode {
         name: context.node.name.clone(),
         internal: both(&|f| context.node.internal_ip(f)),
         overlay: both(&|f| context.node.overlay_address(f)),
+        node_port_addresses: node_port_addresses(context),
         uplink_mac: context.local.uplink.mac,
         uplink: context.local.uplink.port,
         host: context.local.host.port,
@@ -209,4 +295,30 @@ fn local_node(context: &Context<'_>, pod_mtu: u16) -> LocalNode {
         uplink_mtu: context.local.uplink.mtu,
         pod_mtu,
     }
+}
+
+/// The node's addresses at which NodePorts answer: the first InternalIP of each family, or those of its InternalIPs and
+/// ExternalIPs that lie in the networks asked for.
+fn node_port_addresses(context: &Context<'_>) -> Vec<sluice_tables::Address> {
+    let node = context.node;
+    let networks = &context.knobs.node_port_networks;
+    let mut all: Vec<_> = match networks.is_empty() {
+        true => [Family::V4, Family::V6].iter().filter_map(|f| node.internal_ip(*f)).collect(),
+        false => {
+            let own = node.internal_ips.iter().chain(&node.external_ips).copied();
+            own.filter(|ip| networks.iter().any(|net| net.contains(ip))).collect()
+        }
+    };
+    all.sort_unstable();
+    all.dedup();
+    all.into_iter().map(Into::into).collect()
+}
+
+/// Ways through the overlay to nodes that are ours, not a foreign tunnel's.
+fn own_tunnels(context: &Context<'_>, plan: &hops::HopPlan) -> Vec<HopId> {
+    let own = plan
+        .tunnels
+        .iter()
+        .filter(|(name, _)| context.cluster.nodes.get(*name).is_some_and(|node| node.vtep_mac.is_none()));
+    own.map(|(_, hop)| *hop).collect()
 }

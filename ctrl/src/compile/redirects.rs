@@ -7,9 +7,8 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use super::Context;
 use super::host_ports::HostPort;
-use crate::model::{Family, ServiceKind};
+use crate::model::{Cluster, Family, Node, ServiceKind};
 
 /// A port of the host's own addresses, and where the host must send connections to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,14 +23,14 @@ pub struct Redirect {
     pub to: SocketAddr,
 }
 
-pub(crate) fn of(context: &Context<'_>, host_ports: &[HostPort]) -> BTreeSet<Redirect> {
+pub(crate) fn of(cluster: &Cluster, node: &Node, host_ports: &[HostPort]) -> BTreeSet<Redirect> {
     let mut all = BTreeSet::new();
     let mut taken = BTreeSet::new();
-    for service in context.cluster.services.values().filter(|s| s.is_served()) {
+    for service in cluster.services.values().filter(|s| s.is_served()) {
         if !matches!(service.kind, ServiceKind::NodePort | ServiceKind::LoadBalancer) {
             continue;
         }
-        for address in &context.node.internal_ips {
+        for address in &node.internal_ips {
             let Some(cluster_ip) = service.cluster_ip(Family::of(address)) else { continue };
             for port in &service.ports {
                 let Some(number) = port.node_port else { continue };

@@ -123,7 +123,8 @@ fn peers(
                 continue;
             }
             let gateway = gateways_used.contains(&peer.name);
-            let entry = TunnelPeer { name: peer.name.clone(), hop: *hop, sources: sources.clone(), gateway };
+            let internal = [Family::V4, Family::V6].map(|f| peer.internal_ip(f).map(Into::into));
+            let entry = TunnelPeer { name: peer.name.clone(), hop: *hop, sources: sources.clone(), internal, gateway };
             peers.insert((*ip).into(), entry);
         }
     }

@@ -4,25 +4,30 @@
 //! Service, its slices and [`Surroundings`] alone, and is kept as long as these do not change; backend sets with equal
 //! members are one. Headless, ExternalName and other proxies' Services give nothing. `spec.externalIPs` may be written by
 //! whoever may create a Service (CVE-2020-8554): they never take an address of the cluster's own ranges.
+//! Cost: a pointer comparison for each Service and slice, a compilation for those that changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use hashbrown::{HashMap, HashSet};
 use ipnet::IpNet;
 use sluice_tables::services::{ClientAffinity, FrontendKind, VERSION_SLOTS};
 use sluice_tables::stable_hash::{StableHasher, stable_hash};
 use sluice_tables::{Address, Backend, BackendSet, Frontend, FrontendKey, Lpm, Prefix, Services, TableError};
 
+use super::changes::Seen;
 use super::endpoints::{Endpoints, Place};
-use super::shards::Shards;
+use super::health::HealthCheck;
+use super::shards::{Change, Entry, Shards};
+use super::topology::Topology;
 use super::{Context, Finding};
-use crate::model::{EndpointSlice, Family, NamespacedName, Service, ServiceKind, ServicePort, TrafficPolicy};
+use crate::model::{EndpointSlice, Family, NamespacedName, Service, ServiceKind, TrafficPolicy};
 
 /// What of the cluster, besides itself and its slices, the compiled form of a Service depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Surroundings {
+pub(crate) struct Surroundings {
     node: String,
     zone: Option<String>,
     /// Addresses of nodes: a Service that claims one gets its own ports there and nothing else.
@@ -31,6 +36,15 @@ struct Surroundings {
     inside: BTreeSet<IpNet>,
     /// Whether external addresses are programmed at all.
     external_ips: bool,
+}
+
+/// Addresses of pods, as far as Services have to know them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PodAddresses {
+    /// At which this node's pods and the node itself answer.
+    pub here: HashSet<IpAddr>,
+    /// Of all pods.
+    pub all: HashSet<IpAddr>,
 }
 
 /// A Service as frontends.
@@ -43,68 +57,110 @@ pub(crate) struct CompiledService {
     /// Changes with anything above.
     pub content: u64,
     pub slot: u16,
-    service: Arc<Service>,
-    slices: Vec<Arc<EndpointSlice>>,
+    /// What of it could not be programmed.
+    pub findings: Vec<Finding>,
+    pub health: Option<HealthCheck>,
+    /// How hints are used, by family and Service port.
+    pub topology: Vec<(Family, Arc<str>, Topology)>,
     /// Endpoints that name no node, and whether they were found to be here.
     guesses: BTreeMap<IpAddr, bool>,
+    /// Addresses it asks for, and whether a pod has them.
+    claims: Vec<(IpAddr, bool)>,
 }
 
 /// What one compilation leaves for the next.
 #[derive(Clone, Debug)]
 pub(crate) struct ServiceState {
     surroundings: Surroundings,
-    compiled: BTreeMap<NamespacedName, Arc<CompiledService>>,
+    seen: Seen,
+    /// By name.
+    pub compiled: Vec<Entry>,
     shards: Shards,
 }
 
-pub(crate) fn compile(
-    context: &Context<'_>,
-    previous: Option<&ServiceState>,
-    invalid: &mut BTreeSet<Finding>,
-) -> Result<(Services, ServiceState), TableError> {
-    let surroundings = Surroundings {
+impl ServiceState {
+    pub fn shards(&self) -> &Shards {
+        &self.shards
+    }
+
+    pub fn findings(&self) -> impl Iterator<Item = Finding> + '_ {
+        let own = self.compiled.iter().filter(|e| e.has_findings).flat_map(|e| &e.service.findings).cloned();
+        own.chain(self.shards.findings())
+    }
+}
+
+pub(crate) fn surroundings(context: &Context<'_>) -> Surroundings {
+    Surroundings {
         node: context.node.name.clone(),
         zone: context.node.zone().map(str::to_owned),
         node_addresses: context.cluster.nodes.values().flat_map(|n| node_addresses(n)).collect(),
         inside: inside(context),
         external_ips: context.knobs.external_ips,
-    };
+    }
+}
+
+/// Addresses of pods that Services ask about.
+pub(crate) fn pod_addresses(context: &Context<'_>) -> PodAddresses {
+    let pods = context.directory.local().flat_map(|(known, _)| known.addresses.iter().copied());
+    PodAddresses {
+        here: pods.chain(node_addresses(context.node)).collect(),
+        all: context.directory.pods.values().flat_map(|known| known.addresses.iter().copied()).collect(),
+    }
+}
+
+pub(crate) fn compile(
+    cluster: &crate::model::Cluster,
+    surroundings: Surroundings,
+    pods: &PodAddresses,
+    previous: Option<&ServiceState>,
+) -> Result<(Services, ServiceState), TableError> {
     let previous = previous.filter(|p| p.surroundings == surroundings);
-    let mut slices: BTreeMap<(&str, &str), Vec<Arc<EndpointSlice>>> = BTreeMap::new();
-    for slice in context.cluster.endpoint_slices.values() {
-        if let Some(service) = &slice.service {
-            slices.entry((&slice.name.namespace, service)).or_default().push(slice.clone());
-        }
+    let seen = Seen::of(cluster);
+    let mut names = match previous {
+        Some(before) => before.seen.changed(&seen),
+        None => cluster.services.keys().cloned().collect(),
+    };
+    if let Some(before) = previous {
+        let moved = before.compiled.iter().filter(|entry| !entry.service.still_stands(pods));
+        names.extend(moved.map(|entry| entry.service.name.clone()));
     }
-    let here = local_addresses(context);
-    let mut compiled = BTreeMap::new();
-    for (name, service) in context.cluster.services.iter().filter(|(_, s)| s.is_served()) {
-        let slices = slices.remove(&(name.namespace.as_str(), name.name.as_str())).unwrap_or_default();
-        let kept = previous.and_then(|p| p.compiled.get(name)).filter(|old| {
-            old.service == *service
-                && old.slices == slices
-                && old.guesses.iter().all(|(ip, is)| here.contains(ip) == *is)
-        });
-        let now = match kept {
-            Some(kept) => kept.clone(),
-            None => {
-                let old = previous.and_then(|p| p.compiled.get(name));
-                Arc::new(CompiledService::new(service, slices, &surroundings, &here, old.map(Arc::as_ref))?)
+    let mut slices: HashMap<(&str, &str), Vec<&EndpointSlice>> =
+        names.iter().map(|n| ((n.namespace.as_str(), n.name.as_str()), Vec::new())).collect();
+    if !slices.is_empty() {
+        for slice in cluster.endpoint_slices.values() {
+            let Some(service) = &slice.service else { continue };
+            if let Some(list) = slices.get_mut(&(slice.name.namespace.as_str(), service.as_str())) {
+                list.push(slice);
             }
-        };
-        for refused in service.external_ips.iter().filter(|ip| !surroundings.may_be_external(**ip)) {
-            let why = match surroundings.external_ips {
-                true => format!("{refused} is an address of the cluster's own; not programmed"),
-                false => format!("{refused} is not programmed: external addresses are switched off"),
-            };
-            invalid.insert(Finding { kind: "Service", name: name.to_string(), field: "spec.externalIPs", why });
         }
-        compiled.insert(name.clone(), now);
     }
-    let shards = Shards::build(&compiled, previous.map(|p| (&p.compiled, &p.shards)));
-    invalid.extend(shards.findings());
+    let mut compiled = previous.map(|p| p.compiled.clone()).unwrap_or_default();
+    let mut changes = Vec::new();
+    let mut ordered: Vec<&NamespacedName> = names.iter().collect();
+    ordered.sort_unstable();
+    for name in ordered {
+        let slices = slices.get(&(name.namespace.as_str(), name.name.as_str())).map_or(&[][..], Vec::as_slice);
+        let at = compiled.binary_search_by(|entry: &Entry| entry.service.name.cmp(name));
+        let old = at.ok().and_then(|at| compiled.get(at)).cloned();
+        let served = cluster.services.get(name).filter(|s| s.is_served());
+        let new = match served {
+            Some(service) => {
+                let before = old.as_ref().map(|entry| entry.service.as_ref());
+                Some(Entry::new(CompiledService::new(service, slices, &surroundings, pods, before)?))
+            }
+            None => None,
+        };
+        match (at, &new) {
+            (Ok(at), Some(entry)) => compiled[at] = entry.clone(),
+            (Ok(at), None) => drop(compiled.remove(at)),
+            (Err(at), Some(entry)) => compiled.insert(at, entry.clone()),
+            (Err(_), None) => {}
+        }
+        changes.push(Change { old, new });
+    }
+    let shards = Shards::build(&compiled, &changes, previous.map(|p| &p.shards));
     let services = shards.services();
-    Ok((services, ServiceState { surroundings, compiled, shards }))
+    Ok((services, ServiceState { surroundings, seen, compiled, shards }))
 }
 
 /// Networks in which every address is a pod's or a Service's.
@@ -125,49 +181,64 @@ fn node_addresses(node: &crate::model::Node) -> impl Iterator<Item = IpAddr> + '
     own.chain(super::routes::overlay_addresses(node))
 }
 
-/// Addresses at which this node's pods and the node itself answer.
-fn local_addresses(context: &Context<'_>) -> BTreeSet<IpAddr> {
-    let pods = context.directory.local().flat_map(|(known, _)| known.addresses.iter().copied());
-    pods.chain(node_addresses(context.node)).collect()
-}
-
 impl CompiledService {
     fn new(
         service: &Arc<Service>,
-        slices: Vec<Arc<EndpointSlice>>,
+        slices: &[&EndpointSlice],
         around: &Surroundings,
-        here: &BTreeSet<IpAddr>,
+        pods: &PodAddresses,
         old: Option<&CompiledService>,
     ) -> Result<CompiledService, TableError> {
-        let is_here = |ip: IpAddr| here.contains(&ip);
+        let is_here = |ip: IpAddr| pods.here.contains(&ip);
         let place = Place { node: &around.node, zone: around.zone.as_deref(), is_here: &is_here };
         let slot = 1 + (stable_hash(service.name.to_string().as_bytes()) % (VERSION_SLOTS as u64 - 1)) as u16;
         let mut sets = Sets::after(old);
-        let mut frontends = Vec::new();
+        let (mut frontends, mut topology) = (Vec::new(), Vec::new());
+        let mut findings = refused_external_ips(service, around);
+        let mut claims: Vec<(IpAddr, bool)> = Vec::new();
+        let mut free = |ip: IpAddr, field: &'static str| {
+            let taken = pods.all.contains(&ip);
+            if !claims.iter().any(|(known, _)| *known == ip) {
+                claims.push((ip, taken));
+                if taken {
+                    let why = format!("{ip} is a pod's address; not programmed for this Service");
+                    findings.push(Finding { kind: "Service", name: service.name.to_string(), field, why });
+                }
+            }
+            !taken
+        };
         for family in [Family::V4, Family::V6] {
             let Some(cluster_ip) = service.cluster_ip(family) else { continue };
             let ranges = source_ranges(service, family);
             for port in &service.ports {
-                let served = slices.iter().map(Arc::as_ref);
-                let endpoints = Endpoints::collect(served, family, port, service.publish_not_ready, &place);
-                let make = Make { service, slot, port, endpoints: &endpoints, place: &place };
+                let endpoints =
+                    Endpoints::collect(slices.iter().copied(), family, port, service.publish_not_ready, &place);
+                let (cluster, hints) = endpoints.cluster(&place, service.distribution.is_some());
+                let name: Arc<str> = format!("{}:{}/{}", service.name, port.port, port.protocol).into();
+                topology.push((family, name.clone(), hints));
+                let make = Make { service, slot, name, endpoints: &endpoints, cluster, local: endpoints.local() };
                 let mut add = |address: Address, number: u16, frontend: Frontend| {
                     frontends.push((FrontendKey { address, protocol: port.protocol.number(), port: number }, frontend));
                 };
-                add(cluster_ip.into(), port.port, make.cluster_ip(&mut sets)?);
+                if free(cluster_ip, "spec.clusterIPs") {
+                    add(cluster_ip.into(), port.port, make.cluster_ip(&mut sets)?);
+                }
                 if matches!(service.kind, ServiceKind::NodePort | ServiceKind::LoadBalancer)
                     && let Some(number) = port.node_port
                 {
                     add(unspecified(family), number, make.external(FrontendKind::NodePort, None, &mut sets)?);
                 }
                 for ip in service.external_ips.iter().filter(|ip| Family::of(ip) == family) {
-                    if around.may_be_external(*ip) {
+                    if around.may_be_external(*ip) && free(*ip, "spec.externalIPs") {
                         add((*ip).into(), port.port, make.external(FrontendKind::ExternalIp, None, &mut sets)?);
                     }
                 }
                 if service.kind == ServiceKind::LoadBalancer {
                     let ours = service.load_balancer.iter().filter(|a| Family::of(&a.ip) == family && !a.proxied);
                     for address in ours {
+                        if !free(address.ip, "status.loadBalancer.ingress") {
+                            continue;
+                        }
                         let frontend = make.external(FrontendKind::LoadBalancer, ranges.clone(), &mut sets)?;
                         add(address.ip.into(), port.port, frontend);
                     }
@@ -180,29 +251,56 @@ impl CompiledService {
         let addresses = addresses.map(|(key, f)| (key.address, f.kind));
         let addresses = addresses.filter(|(a, _)| !around.node_addresses.contains(&IpAddr::from(*a))).collect();
         let unplaced = slices.iter().flat_map(|s| &s.endpoints).filter(|e| e.node.is_none());
-        let guesses = unplaced.filter_map(|e| e.addresses.first()).map(|ip| (*ip, here.contains(ip))).collect();
-        let content = content(&frontends);
-        let (name, service) = (service.name.clone(), service.clone());
-        Ok(CompiledService { name, frontends, addresses, content, slot, service, slices, guesses })
+        let guesses = unplaced.filter_map(|e| e.addresses.first()).map(|ip| (*ip, is_here(*ip))).collect();
+        Ok(CompiledService {
+            content: content(&frontends),
+            health: HealthCheck::of(service, slices, &place),
+            name: service.name.clone(),
+            frontends,
+            addresses,
+            slot,
+            findings,
+            topology,
+            guesses,
+            claims,
+        })
     }
+
+    /// Whether what was assumed of pods' addresses still holds.
+    fn still_stands(&self, pods: &PodAddresses) -> bool {
+        self.guesses.iter().all(|(ip, is)| pods.here.contains(ip) == *is)
+            && self.claims.iter().all(|(ip, taken)| pods.all.contains(ip) == *taken)
+    }
+}
+
+fn refused_external_ips(service: &Service, around: &Surroundings) -> Vec<Finding> {
+    let refused = service.external_ips.iter().filter(|ip| !around.may_be_external(**ip));
+    let finding = |ip: &IpAddr| {
+        let why = match around.external_ips {
+            true => format!("{ip} is an address of the cluster's own; not programmed"),
+            false => format!("{ip} is not programmed: services.external_ips is off"),
+        };
+        Finding { kind: "Service", name: service.name.to_string(), field: "spec.externalIPs", why }
+    };
+    refused.map(finding).collect()
 }
 
 /// Everything that makes one Service port's frontends.
 struct Make<'a> {
     service: &'a Service,
     slot: u16,
-    port: &'a ServicePort,
+    name: Arc<str>,
     endpoints: &'a Endpoints<'a>,
-    place: &'a Place<'a>,
+    cluster: Vec<Backend>,
+    local: Vec<Backend>,
 }
 
 impl Make<'_> {
     /// The cluster address: internalTrafficPolicy counts for every client.
     fn cluster_ip(&self, sets: &mut Sets) -> Result<Frontend, TableError> {
-        let (cluster, local) = (self.endpoints.cluster(self.place), self.endpoints.local());
         let only_local = self.service.internal_traffic == TrafficPolicy::Local;
-        let local_empty = only_local && local.is_empty() && !cluster.is_empty();
-        let set = sets.get(if only_local { local } else { cluster })?;
+        let local_empty = only_local && self.local.is_empty() && !self.cluster.is_empty();
+        let set = sets.get(if only_local { &self.local } else { &self.cluster })?;
         Ok(self.frontend(FrontendKind::ClusterIp, set.clone(), set, [local_empty; 2], None))
     }
 
@@ -213,11 +311,10 @@ impl Make<'_> {
         ranges: Option<Arc<Lpm<()>>>,
         sets: &mut Sets,
     ) -> Result<Frontend, TableError> {
-        let (cluster, local) = (self.endpoints.cluster(self.place), self.endpoints.local());
         let only_local = self.service.external_traffic == TrafficPolicy::Local;
-        let local_empty = only_local && local.is_empty() && !cluster.is_empty();
-        let internal = sets.get(cluster.clone())?;
-        let external = sets.get(if only_local { local } else { cluster })?;
+        let local_empty = only_local && self.local.is_empty() && !self.cluster.is_empty();
+        let internal = sets.get(&self.cluster)?;
+        let external = sets.get(if only_local { &self.local } else { &self.cluster })?;
         Ok(self.frontend(kind, internal, external, [false, local_empty], ranges))
     }
 
@@ -231,12 +328,12 @@ impl Make<'_> {
     ) -> Frontend {
         let outside = kind != FrontendKind::ClusterIp;
         Frontend {
-            name: format!("{}:{}/{}", self.service.name, self.port.port, self.port.protocol).into(),
+            name: self.name.clone(),
             slot: self.slot,
             kind,
             internal,
             external,
-            alive: Arc::new(self.endpoints.all().collect()),
+            alive: self.endpoints.alive(),
             internal_local_empty,
             external_local_empty,
             external_local: outside && self.service.external_traffic == TrafficPolicy::Local,
@@ -244,6 +341,7 @@ impl Make<'_> {
                 seconds,
                 service: stable_hash(self.service.name.to_string().as_bytes()),
             }),
+            direct: outside && self.service.direct_return,
             source_ranges,
         }
     }
@@ -259,11 +357,11 @@ impl Sets {
     }
 
     /// `backends` are sorted and distinct.
-    fn get(&mut self, backends: Vec<Backend>) -> Result<Arc<BackendSet>, TableError> {
-        if let Some(set) = self.0.get(&backends) {
+    fn get(&mut self, backends: &[Backend]) -> Result<Arc<BackendSet>, TableError> {
+        if let Some(set) = self.0.get(backends) {
             return Ok(set.clone());
         }
-        let set = Arc::new(BackendSet::new(backends)?);
+        let set = Arc::new(BackendSet::new(backends.to_vec())?);
         self.0.insert(set.backends.clone(), set.clone());
         Ok(set)
     }
@@ -285,15 +383,23 @@ fn unspecified(family: Family) -> Address {
 /// A hash of everything a flow's fate depends on.
 fn content(frontends: &[(FrontendKey, Frontend)]) -> u64 {
     let mut hasher = StableHasher::default();
+    // Frontends of one Service share their sets, which are hashed once.
+    let mut known: HashMap<*const (), u64> = HashMap::new();
+    let mut once = |at: *const (), hash: &dyn Fn() -> u64| *known.entry(at).or_insert_with(hash);
     for (key, f) in frontends {
         key.hash(&mut hasher);
         f.name.hash(&mut hasher);
         f.kind.hash(&mut hasher);
-        f.internal.backends.hash(&mut hasher);
-        f.external.backends.hash(&mut hasher);
-        let alive: BTreeSet<_> = f.alive.iter().collect();
-        alive.hash(&mut hasher);
-        (f.internal_local_empty, f.external_local_empty, f.external_local, f.affinity).hash(&mut hasher);
+        for set in [&f.internal, &f.external] {
+            once(Arc::as_ptr(set).cast(), &|| stable_hash(&set.backends)).hash(&mut hasher);
+        }
+        let alive = || {
+            let mut all: Vec<_> = f.alive.iter().collect();
+            all.sort_unstable();
+            stable_hash(&all)
+        };
+        once(Arc::as_ptr(&f.alive).cast(), &alive).hash(&mut hasher);
+        (f.internal_local_empty, f.external_local_empty, f.external_local, f.affinity, f.direct).hash(&mut hasher);
         let ranges = f.source_ranges.as_ref().map(|r| r.entries());
         ranges.hash(&mut hasher);
     }

@@ -8,7 +8,7 @@ use sluice_tables::{Lpm, Settings, Timeouts};
 use crate::config::{Config, DenyAction};
 
 /// Knobs of the packet path and the ranges that make the cluster's inside.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Knobs {
     /// Handed to workers as they are.
     pub settings: Settings,
@@ -18,6 +18,8 @@ pub struct Knobs {
     pub service_ranges: Vec<IpNet>,
     /// Whether `spec.externalIPs` of Services are programmed.
     pub external_ips: bool,
+    /// Networks whose addresses of the node serve NodePorts; none: its first InternalIP of each family.
+    pub node_port_networks: Vec<IpNet>,
 }
 
 impl From<&Config> for Knobs {
@@ -47,8 +49,8 @@ impl From<&Config> for Knobs {
             },
             pod_ranges: config.cidrs.pods.clone(),
             service_ranges: config.cidrs.services.clone(),
-            // Whoever may create a Service could take over any address (CVE-2020-8554), and no setting asks for them.
-            external_ips: false,
+            external_ips: config.services.external_ips,
+            node_port_networks: config.services.node_port_addresses.clone(),
         }
     }
 }

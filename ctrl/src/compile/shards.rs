@@ -14,9 +14,59 @@ use sluice_tables::{Address, FrontendKey, Services};
 
 use super::Finding;
 use super::services::CompiledService;
+use super::steering::Reach;
 use crate::model::NamespacedName;
 
-type Compiled = BTreeMap<NamespacedName, Arc<CompiledService>>;
+/// A compiled Service with what is asked of all of them at each change, side by side in memory.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub service: Arc<CompiledService>,
+    shards: ShardSet,
+    slot: u16,
+    pub has_findings: bool,
+    /// It asks for direct return.
+    pub direct: bool,
+}
+
+impl Entry {
+    pub fn new(service: CompiledService) -> Entry {
+        let mut shards = ShardSet::default();
+        service.frontends.iter().for_each(|(key, _)| shards.insert(shard_of(key)));
+        service.addresses.keys().for_each(|address| shards.insert(shard_of_address(*address)));
+        let (slot, has_findings) = (service.slot, !service.findings.is_empty());
+        let direct = service.frontends.iter().any(|(_, f)| f.direct);
+        Entry { service: Arc::new(service), shards, slot, has_findings, direct }
+    }
+}
+
+/// A Service that came, went or changed.
+#[derive(Debug)]
+pub(crate) struct Change {
+    pub old: Option<Entry>,
+    pub new: Option<Entry>,
+}
+
+/// A set of shard numbers.
+#[derive(Clone, Copy, Debug, Default)]
+struct ShardSet([u64; SHARDS / 64]);
+
+impl ShardSet {
+    fn insert(&mut self, shard: usize) {
+        self.0[shard / 64 % (SHARDS / 64)] |= 1 << (shard % 64);
+    }
+
+    fn has(&self, shard: usize) -> bool {
+        self.0[shard / 64 % (SHARDS / 64)] & 1 << (shard % 64) != 0
+    }
+
+    fn meets(&self, other: &ShardSet) -> bool {
+        self.0.iter().zip(other.0).any(|(a, b)| a & b != 0)
+    }
+
+    fn add(&mut self, other: &ShardSet) {
+        self.0.iter_mut().zip(other.0).for_each(|(a, b)| *a |= b);
+    }
+}
 
 /// A claim on a frontend that another Service has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,29 +82,87 @@ pub(crate) struct Shards {
     shards: Vec<Arc<Shard>>,
     lost: Vec<Vec<Lost>>,
     versions: Arc<Vec<u32>>,
+    /// Addresses and ports at which any of them is reached.
+    pub reach: Arc<Reach>,
+}
+
+impl Default for Shards {
+    fn default() -> Self {
+        let empty = Arc::new(Shard::default());
+        Shards {
+            shards: vec![empty; SHARDS],
+            lost: vec![Vec::new(); SHARDS],
+            versions: Arc::new(vec![0; VERSION_SLOTS]),
+            reach: Arc::default(),
+        }
+    }
 }
 
 impl Shards {
-    pub fn build(compiled: &Compiled, previous: Option<(&Compiled, &Shards)>) -> Shards {
-        let dirty = dirty(compiled, previous.map(|(old, _)| old));
-        let empty = Arc::new(Shard::default());
-        let (mut shards, mut lost) = match previous {
-            Some((_, old)) => (old.shards.clone(), old.lost.clone()),
-            None => (vec![empty; SHARDS], vec![Vec::new(); SHARDS]),
-        };
-        if dirty.is_empty() {
-            let versions = previous.map_or_else(|| Arc::new(vec![0; VERSION_SLOTS]), |(_, old)| old.versions.clone());
-            return Shards { shards, lost, versions };
+    /// All shards, by name of the Services in `compiled`; those that `changes` do not touch are taken from `previous`.
+    pub fn build(compiled: &[Entry], changes: &[Change], previous: Option<&Shards>) -> Shards {
+        let mut all = previous.cloned().unwrap_or_default();
+        let touched = || changes.iter().flat_map(|change| change.old.iter().chain(&change.new));
+        let mut dirty = ShardSet::default();
+        touched().for_each(|entry| dirty.add(&entry.shards));
+        let mut slots: BTreeSet<u16> = touched().map(|entry| entry.slot).collect();
+        if slots.is_empty() {
+            return all;
         }
-        let mut fresh: BTreeMap<usize, (Shard, Vec<Lost>)> = dirty.iter().map(|at| (*at, Default::default())).collect();
-        let mut owners: BTreeMap<FrontendKey, &NamespacedName> = BTreeMap::new();
-        let all = || compiled.values().flat_map(|service| service.frontends.iter().map(move |f| (service, f)));
-        for own_address in [true, false] {
-            for (service, (key, frontend)) in all() {
+        let mut fresh: Vec<Option<(Shard, Vec<Lost>)>> =
+            (0..SHARDS).map(|at| dirty.has(at).then(Default::default)).collect();
+        fill(&mut fresh, compiled.iter().filter(|entry| entry.shards.meets(&dirty)));
+        let mut same_reach = true;
+        let mut losers = BTreeSet::new();
+        for (at, (shard, lost)) in fresh.into_iter().enumerate().filter_map(|(at, made)| Some((at, made?))) {
+            same_reach &= Reach::is_same(&all.shards[at], &shard);
+            if all.lost[at] != lost {
+                losers.extend(all.lost[at].iter().chain(&lost).map(|l| l.loser.clone()));
+            }
+            all.shards[at] = Arc::new(shard);
+            all.lost[at] = lost;
+        }
+        for loser in losers {
+            slots.extend(find(compiled, &loser).map(|entry| entry.slot));
+        }
+        all.versions = Arc::new(versions(&all, compiled, &slots));
+        if !same_reach {
+            all.reach = Arc::new(Reach::of(&all.shards));
+        }
+        all
+    }
+
+    pub fn services(&self) -> Services {
+        Services { shards: self.shards.clone(), versions: self.versions.clone() }
+    }
+
+    pub fn findings(&self) -> impl Iterator<Item = Finding> + '_ {
+        self.lost.iter().flatten().map(|lost| {
+            let port = lost.key.port;
+            let what = match lost.key.address.bits() {
+                0 | 0xffff_0000_0000 => format!("node port {port}"),
+                _ => format!("{} port {port}", lost.key.address),
+            };
+            let why = format!("{what} belongs to Service {} already; not programmed for this one", lost.winner);
+            Finding { kind: "Service", name: lost.loser.to_string(), field: "spec.ports", why }
+        })
+    }
+}
+
+fn find<'a>(compiled: &'a [Entry], name: &NamespacedName) -> Option<&'a Entry> {
+    compiled.get(compiled.binary_search_by(|entry| entry.service.name.cmp(name)).ok()?)
+}
+
+/// Deals the frontends out, own addresses first.
+fn fill<'a>(fresh: &mut [Option<(Shard, Vec<Lost>)>], entries: impl Iterator<Item = &'a Entry> + Clone) {
+    let mut owners: hashbrown::HashMap<FrontendKey, &NamespacedName> = hashbrown::HashMap::new();
+    for own_address in [true, false] {
+        for service in entries.clone().map(|entry| &entry.service) {
+            for (key, frontend) in &service.frontends {
                 if (frontend.kind == FrontendKind::ClusterIp) != own_address {
                     continue;
                 }
-                let Some((shard, lost)) = fresh.get_mut(&shard_of(key)) else { continue };
+                let Some(Some((shard, lost))) = fresh.get_mut(shard_of(key)) else { continue };
                 match owners.get(key) {
                     None => {
                         owners.insert(*key, &service.name);
@@ -66,62 +174,34 @@ impl Shards {
                 }
             }
         }
-        for (address, kind) in compiled.values().flat_map(|service| &service.addresses) {
-            if let Some((shard, _)) = fresh.get_mut(&shard_of_address(*address)) {
-                shard.addresses.entry(*address).or_insert(*kind);
-            }
+    }
+    for (address, kind) in entries.flat_map(|entry| &entry.service.addresses) {
+        if let Some(Some((shard, _))) = fresh.get_mut(shard_of_address(*address)) {
+            shard.addresses.entry(*address).or_insert(*kind);
         }
-        for (at, (shard, claims)) in fresh {
-            shards[at] = Arc::new(shard);
-            lost[at] = claims;
-        }
-        let versions = versions(compiled, &lost);
-        Shards { shards, lost, versions: Arc::new(versions) }
     }
-
-    pub fn services(&self) -> Services {
-        Services { shards: self.shards.clone(), versions: self.versions.clone() }
-    }
-
-    pub fn findings(&self) -> impl Iterator<Item = Finding> + '_ {
-        self.lost.iter().flatten().map(|lost| {
-            let (address, port) = (lost.key.address, lost.key.port);
-            let why = format!(
-                "{address} port {port} belongs to Service {} already; not programmed for this one",
-                lost.winner
-            );
-            Finding { kind: "Service", name: lost.loser.to_string(), field: "spec.ports", why }
-        })
-    }
-}
-
-/// Shards that hold something of a Service that came, went or changed.
-fn dirty(compiled: &Compiled, previous: Option<&Compiled>) -> BTreeSet<usize> {
-    let none = Compiled::new();
-    let previous = previous.unwrap_or(&none);
-    let changed = |a: &Compiled, b: &Compiled| -> Vec<Arc<CompiledService>> {
-        let differs = |s: &&Arc<CompiledService>| b.get(&s.name).is_none_or(|other| !Arc::ptr_eq(s, other));
-        a.values().filter(differs).cloned().collect()
-    };
-    let both = [changed(compiled, previous), changed(previous, compiled)].concat();
-    let frontends = both.iter().flat_map(|s| s.frontends.iter().map(|(key, _)| shard_of(key)));
-    let addresses = both.iter().flat_map(|s| s.addresses.keys().map(|address| shard_of_address(*address)));
-    frontends.chain(addresses).collect()
 }
 
 fn shard_of_address(address: Address) -> usize {
     shard_of(&FrontendKey { address, protocol: 0, port: 0 })
 }
 
-fn versions(compiled: &Compiled, lost: &[Vec<Lost>]) -> Vec<u32> {
+/// The versions with those of `slots` made anew.
+fn versions(all: &Shards, compiled: &[Entry], slots: &BTreeSet<u16>) -> Vec<u32> {
     let mut losses: BTreeMap<&NamespacedName, Vec<FrontendKey>> = BTreeMap::new();
-    for lost in lost.iter().flatten() {
+    for lost in all.lost.iter().flatten() {
         losses.entry(&lost.loser).or_default().push(lost.key);
     }
-    let mut versions = vec![0; VERSION_SLOTS];
-    for service in compiled.values() {
-        if let Some(version) = versions.get_mut(usize::from(service.slot)) {
-            *version = stamp(&(*version, &service.name, service.content, losses.get(&service.name)));
+    let mut versions = all.versions.to_vec();
+    let mut wanted = vec![false; VERSION_SLOTS];
+    for slot in slots {
+        wanted[usize::from(*slot) % VERSION_SLOTS] = true;
+        versions[usize::from(*slot) % VERSION_SLOTS] = 0;
+    }
+    for Entry { service, slot, .. } in compiled {
+        let at = usize::from(*slot) % VERSION_SLOTS;
+        if wanted[at] {
+            versions[at] = stamp(&(versions[at], &service.name, service.content, losses.get(&service.name)));
         }
     }
     versions

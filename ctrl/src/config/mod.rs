@@ -7,7 +7,7 @@ mod units;
 
 pub use sections::{
     Cidrs, Cni, CniInstall, DenyAction, Flows, Guard, GuardCheck, HostPort, Idle, Liveness, Masquerade, PodDriver,
-    PodPorts, PolicySettings, Ports, Source, Timeouts, Uplink, UplinkDriver, Vxlan, XdpMode,
+    PodPorts, PolicySettings, Ports, ServiceSettings, Source, Timeouts, Uplink, UplinkDriver, Vxlan, XdpMode,
 };
 pub use units::{Queues, Seconds, Workers};
 
@@ -77,6 +77,8 @@ pub struct Config {
     pub masquerade: Masquerade,
     /// The ports of NodePort Services.
     pub node_ports: PortRange,
+    /// Services.
+    pub services: ServiceSettings,
     /// The flow table.
     pub flows: Flows,
     /// Signs of life between nodes.
@@ -115,6 +117,7 @@ impl Config {
             cidrs: Cidrs::default(),
             masquerade: Masquerade::default(),
             node_ports: port_range(30_000, 32_767),
+            services: ServiceSettings::default(),
             flows: Flows::default(),
             liveness: Liveness::default(),
             policy: PolicySettings::default(),
@@ -266,6 +269,7 @@ struct Document {
     cidrs: Cidrs,
     masquerade: Masquerade,
     node_ports: Option<PortRange>,
+    services: ServiceSettings,
     flows: Flows,
     liveness: Liveness,
     policy: PolicySettings,
@@ -317,6 +321,7 @@ impl Document {
             cidrs: self.cidrs,
             masquerade: self.masquerade,
             node_ports: self.node_ports.unwrap_or(defaults.node_ports),
+            services: self.services,
             flows: self.flows,
             liveness: self.liveness,
             policy: self.policy,
@@ -371,6 +376,7 @@ vxlan: { vni: 4096, port: 4789 }
 cidrs: { pods: [10.244.0.0/16, fd00:10:244::/56], services: [10.96.0.0/12, fd00:10:96::/112] }
 masquerade: { enabled: true, exclude: [10.0.0.0/8], ports: 40000-57343 }
 node_ports: 30000-32767
+services: { external_ips: false, node_port_addresses: [] }
 flows:
   max: 1048576
   timeouts: { tcp_established: 24h, tcp_handshake: 60s, tcp_closing: 120s, udp: 30s, udp_stream: 180s, icmp: 30s, sctp_established: 24h, other: 60s }

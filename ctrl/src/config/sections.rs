@@ -262,6 +262,18 @@ impl Default for Flows {
     }
 }
 
+/// Services.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServiceSettings {
+    /// Whether `spec.externalIPs` are programmed: whoever may create a Service may then take over any address outside
+    /// the cluster's ranges (CVE-2020-8554).
+    pub external_ips: bool,
+    /// Networks: NodePorts answer at the node's InternalIPs and ExternalIPs in them; none: at its first InternalIP of each
+    /// family.
+    pub node_port_addresses: Vec<IpNet>,
+}
+
 /// What a denied packet meets.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

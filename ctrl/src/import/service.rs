@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use super::{At, Effect, Report, labels, version};
-use crate::model::service::{DEFAULT_AFFINITY_SECONDS, SERVICE_PROXY_LABEL};
+use crate::model::service::{DEFAULT_AFFINITY_SECONDS, DIRECT_RETURN_ANNOTATION, SERVICE_PROXY_LABEL};
 use crate::model::{
     Family, IpFamilyPolicy, LoadBalancerAddress, NamespacedName, Service, ServiceKind, ServicePort, TargetPort,
     TrafficDistribution, TrafficPolicy,
@@ -67,6 +67,7 @@ pub(super) fn import(name: NamespacedName, root: &At<'_>, report: &mut Report) -
                 _ => return None,
             }))
         }),
+        direct_return: direct_return(root, report),
         other_proxy: labels(root, report).contains_key(SERVICE_PROXY_LABEL),
     }
 }
@@ -199,6 +200,16 @@ fn load_balancer(root: &At<'_>, report: &mut Report) -> Vec<LoadBalancerAddress>
         addresses.push(LoadBalancerAddress { ip, proxied });
     }
     addresses
+}
+
+fn direct_return(root: &At<'_>, report: &mut Report) -> bool {
+    let metadata = root.get("metadata");
+    let field = metadata.get("annotations");
+    word(&field.get(DIRECT_RETURN_ANNOTATION), report, false, |w| match w {
+        "true" => Some(true),
+        "false" => Some(false),
+        _ => None,
+    })
 }
 
 fn affinity(spec: &At<'_>, report: &mut Report) -> Option<u32> {

@@ -8,6 +8,8 @@ use ipnet::IpNet;
 
 use super::{Family, Labels, NamespacedName, Protocol};
 
+/// The annotation by which backends on other nodes answer clients outside by themselves, `"true"` or `"false"`.
+pub const DIRECT_RETURN_ANNOTATION: &str = "sluicegate.dev/direct-return";
 /// The label that hands a Service to another proxy: present with any value, we leave the Service alone.
 pub const SERVICE_PROXY_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// Session affinity lasts this long where the Service gives no timeout, in seconds.
@@ -133,6 +135,8 @@ pub struct Service {
     pub health_check_node_port: Option<u16>,
     /// `spec.trafficDistribution`.
     pub distribution: Option<TrafficDistribution>,
+    /// [`DIRECT_RETURN_ANNOTATION`]: backends answer clients outside by themselves.
+    pub direct_return: bool,
     /// [`SERVICE_PROXY_LABEL`] is present: another proxy's business.
     pub other_proxy: bool,
 }

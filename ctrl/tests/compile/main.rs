@@ -1,5 +1,6 @@
 //! Stories of objects and what a node makes of them: import, compile, and questions to the tables.
 
+mod claims;
 mod egress;
 mod host_ports;
 mod order;

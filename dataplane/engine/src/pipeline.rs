@@ -53,6 +53,8 @@ pub struct Shared {
     pub affinity: Affinity,
     /// Egress mappings, for the node that would take over.
     pub mirror: Mirror,
+    /// Which address a client's port asked a backend at that answers it directly.
+    pub directly_asked: Affinity,
     /// Neighbours that control should find: written by workers, drained by control.
     pub wanted: crate::wanted::Wanted,
 }

@@ -60,6 +60,7 @@ fn tables(workers: u16, masquerade: bool) -> Tables {
         node: Arc::new(LocalNode {
             name: "node-a".to_owned(),
             internal: [Some(NODE), None],
+            node_port_addresses: vec![NODE],
             overlay: [Some(Address::v4([10, 244, 1, 1])), None],
             uplink_mac,
             uplink: UPLINK,
@@ -76,6 +77,7 @@ fn tables(workers: u16, masquerade: bool) -> Tables {
         }),
         hops: Arc::new(Hops::new(hops)),
         services: Services::default(),
+        direct: Arc::default(),
         identities: Arc::default(),
         policy: Arc::default(),
         egress: Arc::default(),

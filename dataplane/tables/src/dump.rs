@@ -26,6 +26,7 @@ impl Tables {
         self.dump_pods(out)?;
         self.dump_routes(out)?;
         self.dump_services(out)?;
+        self.dump_direct(out)?;
         self.dump_policy(out)?;
         self.dump_egress(out)
     }
@@ -51,6 +52,7 @@ impl Tables {
         let n = &self.node;
         writeln!(out, "[node] {}", n.name)?;
         writeln!(out, "internal={} overlay={}", list(n.internal.iter().flatten()), list(n.overlay.iter().flatten()))?;
+        writeln!(out, "node_port_addresses={}", list(&n.node_port_addresses))?;
         writeln!(out, "uplink port={} mac={} mtu={}", n.uplink, mac(&n.uplink_mac), n.uplink_mtu)?;
         writeln!(out, "host port={} mac={} pod_mtu={}", n.host, mac(&n.host_mac), n.pod_mtu)?;
         writeln!(out, "[hops]")?;
@@ -65,6 +67,17 @@ impl Tables {
                 HopKind::Unresolved => "unresolved",
             };
             writeln!(out, "{id} {kind} port={} mtu={} version={:08x} header={bytes}", hop.port, hop.mtu, hop.version)?;
+        }
+        Ok(())
+    }
+
+    fn dump_direct(&self, out: &mut String) -> std::fmt::Result {
+        let (frontends, hops) = self.direct.entries();
+        for key in frontends {
+            writeln!(out, "direct {} {}/{}", key.address, key.protocol, key.port)?;
+        }
+        for ((tag, plain), hop) in hops {
+            writeln!(out, "direct tag={} hop={} for={}", mac(&tag.mac()), hop.0, plain.0)?;
         }
         Ok(())
     }
@@ -233,6 +246,9 @@ impl Frontend {
         if let Some(affinity) = self.affinity {
             write!(out, " affinity={}s", affinity.seconds)?;
         }
+        if self.direct {
+            write!(out, " direct")?;
+        }
         if let Some(ranges) = &self.source_ranges {
             write!(out, " from={}", prefixes(&ranges.entries()))?;
         }
@@ -310,6 +326,7 @@ mod tests {
                 external_local_empty: false,
                 external_local: false,
                 affinity: Some(ClientAffinity { seconds: 10_800, service: 1 }),
+                direct: false,
                 source_ranges: None,
             };
             let shard: &mut Shard = Arc::make_mut(&mut services.shards[shard_of(&key)]);
@@ -332,6 +349,7 @@ mod tests {
             node: Arc::new(LocalNode {
                 name: "a".into(),
                 internal: [Some(Address::v4([192, 0, 2, 1])), None],
+                node_port_addresses: vec![Address::v4([192, 0, 2, 1])],
                 overlay: [None, None],
                 uplink_mac: [2; 6],
                 uplink: 0,
@@ -344,6 +362,7 @@ mod tests {
             routes: Arc::default(),
             hops: Arc::default(),
             services,
+            direct: Arc::default(),
             identities: Arc::default(),
             policy: Arc::default(),
             egress: Arc::default(),

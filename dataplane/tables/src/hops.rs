@@ -205,6 +205,18 @@ impl Hop {
         Hop { gateway: true, ..self.clone() }.stamped()
     }
 
+    /// The same way through the overlay with another inner source MAC.
+    pub fn with_inner_source(&self, mac: [u8; 6]) -> Self {
+        let mut hop = self.clone();
+        let end = usize::from(hop.header_len);
+        if hop.kind == HopKind::Tunnel
+            && let Some(field) = end.checked_sub(8).and_then(|at| hop.header.get_mut(at..at + 6))
+        {
+            field.copy_from_slice(&mac);
+        }
+        hop.stamped()
+    }
+
     /// A way whose neighbour is not known yet; packets for it are `NoNeighbour`.
     pub fn unresolved(port: u16, mtu: u16) -> Self {
         let hop = Hop {
@@ -271,6 +283,15 @@ mod tests {
         let hop = Hop::tunnel(&spec("2001:db8::2", "2001:db8::1"));
         assert_eq!((hop.header_len, hop.header[14], hop.header[20], hop.header[21]), (84, 0x60, 17, 64));
         assert!(!hop.outer_is_v4());
+    }
+
+    #[test]
+    fn another_inner_source_changes_nothing_else() {
+        for (peer, own) in [("192.0.2.2", "192.0.2.1"), ("2001:db8::2", "2001:db8::1")] {
+            let spec = spec(peer, own);
+            let expected = Hop::tunnel(&TunnelSpec { inner_macs: (spec.inner_macs.0, [6; 6]), ..spec });
+            assert_eq!(Hop::tunnel(&spec).with_inner_source([6; 6]), expected);
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! Everything here is plain data: no clock, no I/O, no Kubernetes, no randomness.
 
 pub mod address;
+pub mod direct;
 pub mod domains;
 mod dump;
 pub mod egress;
@@ -23,6 +24,7 @@ pub mod settings;
 pub mod stable_hash;
 
 pub use address::{Address, Family, Prefix};
+pub use direct::Direct;
 pub use domains::{DomainId, Domains};
 pub use egress::{Egress, EgressPath, EgressRule};
 pub use hops::{Hop, HopId, HopKind, Hops};
@@ -56,6 +58,8 @@ pub struct Tables {
     pub hops: Arc<Hops>,
     /// Service frontends, sharded.
     pub services: Services,
+    /// Frontends whose backends answer clients outside by themselves.
+    pub direct: Arc<Direct>,
     /// Address to identity.
     pub identities: Arc<Identities>,
     /// Rules by identity.

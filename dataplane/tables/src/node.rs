@@ -11,6 +11,8 @@ pub struct LocalNode {
     pub internal: [Option<Address>; 2],
     /// Overlay address: podCIDR's network + 1, IPv4 then IPv6.
     pub overlay: [Option<Address>; 2],
+    /// Own addresses at which NodePorts answer, sorted.
+    pub node_port_addresses: Vec<Address>,
     /// MAC of the uplink device.
     pub uplink_mac: [u8; 6],
     /// Port number of the uplink.

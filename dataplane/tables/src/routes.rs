@@ -36,6 +36,8 @@ pub struct TunnelPeer {
     pub hop: HopId,
     /// Inner sources it may send: its podCIDRs, its own addresses, its pods' addresses elsewhere.
     pub sources: Vec<Prefix>,
+    /// Its InternalIPs, IPv4 then IPv6: the addresses its NodePorts are asked at.
+    pub internal: [Option<Address>; 2],
     /// Whether it may be an egress gateway of a local pod, so that outside addresses may come from it.
     pub gateway: bool,
 }

@@ -88,6 +88,9 @@ pub struct Frontend {
     pub external_local: bool,
     /// `sessionAffinity: ClientIP`.
     pub affinity: Option<ClientAffinity>,
+    /// Backends on other nodes answer clients outside by themselves, and any node takes up a connection that it does not
+    /// know by the hash alone.
+    pub direct: bool,
     /// loadBalancerSourceRanges; `None` means anybody.
     pub source_ranges: Option<Arc<Lpm<()>>>,
 }

@@ -39,7 +39,7 @@ impl Default for Timeouts {
 }
 
 /// Knobs of the packet path.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// VXLAN network identifier, 24 bits.
     pub vni: u32,

@@ -1,9 +1,10 @@
 """`sessionAffinity: ClientIP`: a client keeps its pod, over ports and changes, until it has been silent too long."""
 
-from cluster import FAMILIES, NODE_A, NODE_B, POD_A, POD_C, POD_D, PROTOCOLS, TCP_, UDP_, WORLD, pod
+from cluster import FAMILIES, NODE_A, NODE_B, POD_A, POD_C, POD_D, TCP_, UDP_, WORLD, pod
 from model import MASQUERADE, tunnel
-from stories.changes import LB, VIP, WAYS, bare, endpoints
 from story import each
+
+from stories.changes import LB, VIP, WAYS, bare, endpoints
 
 MORE = [pod(f"x{n}", NODE_B, 40 + n) for n in range(12)]
 PORTS = (("TCP", 80, 8080, 30080), ("UDP", 80, 8080, 30080), ("TCP", 443, 8080, 30443))
@@ -27,7 +28,9 @@ def asks(s, fam, way, name, among, sport, proto=TCP_, port=None):
     def inner(view):
         there = view.choose(name, "dst", [fam.at(each_pod) for each_pod in among])
         source = POD_A if way.kind == "pod" else NODE_A.overlay(fam.six)
-        return fam.ip(source, there, 63) / proto.opens(view.pick(None, "sport", *MASQUERADE) if outside else sport, 8080)
+        return fam.ip(source, there, 63) / proto.opens(
+            view.pick(None, "sport", *MASQUERADE) if outside else sport, 8080
+        )
 
     if way.kind == "pod":
         step = s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, front) / proto.opens(sport, number)))
@@ -62,7 +65,10 @@ def joins(s, way, fam):
         asks(s, fam, way, "the pod", [POD_C], 33000 + number)
 
 
-@each("With ClientIP affinity a client whose pod goes gets another, and stays there when the first returns, over {0}", FAMILIES)
+@each(
+    "With ClientIP affinity a client whose pod goes gets another, and stays there when the first returns, over {0}",
+    FAMILIES,
+)
 def leaves(s, fam):
     s.given(WORLD, keeping(), serves(POD_C))
     asks(s, fam, WAYS[0], "first", [POD_C], 33000)
@@ -73,7 +79,11 @@ def leaves(s, fam):
         asks(s, fam, WAYS[0], "second", [POD_D], sport)
 
 
-@each("Affinity lasts while new connections come within its timeout, and {1} of silence end it, over {0}", FAMILIES, ["61 s"])
+@each(
+    "Affinity lasts while new connections come within its timeout, and {1} of silence end it, over {0}",
+    FAMILIES,
+    ["61 s"],
+)
 def timeout(s, fam, _):
     s.given(WORLD, keeping(60), serves(POD_C))
     asks(s, fam, WAYS[0], "first", [POD_C], 33000)
@@ -101,7 +111,10 @@ def a_day(s, fam):
     asks(s, fam, WAYS[0], "first", [POD_C], 33001)
 
 
-@each("Affinity switched on keeps a client where it was spread before, and switched off spreads it again, over {0}", FAMILIES)
+@each(
+    "Affinity switched on keeps a client where it was spread before, and switched off spreads it again, over {0}",
+    FAMILIES,
+)
 def switched(s, fam):
     crowd = [POD_C, POD_D]
     plain = bare(kind="LoadBalancer", ports=PORTS)

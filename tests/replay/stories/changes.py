@@ -1,18 +1,13 @@
 """A Service that changes under its clients: endpoints that come and go, types, labels, addresses."""
 
-from scapy.layers.inet import TCP
-from scapy.packet import Raw
-
 from cluster import (
     FAMILIES,
     NODE_A,
     NODE_B,
-    NODES,
     POD_A,
     POD_B,
     POD_C,
     POD_D,
-    PROTOCOLS,
     SCTP_,
     TCP_,
     UDP_,
@@ -22,6 +17,8 @@ from cluster import (
     world,
 )
 from model import MASQUERADE, our_error, reset, tunnel, tunnelled
+from scapy.layers.inet import TCP
+from scapy.packet import Raw
 from story import each, story
 
 VIP = {False: "10.96.0.10", True: "fd00:10:96::a"}
@@ -55,7 +52,8 @@ def endpoints(*states, name="web", port=8080, labels="", numbers=PORTS):
         texts.append(
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n"
             f"metadata: {{ name: {name}-{fam.name.lower()}, labels: {{ kubernetes.io/service-name: {name}{labels} }} }}\n"
-            f"addressType: {fam}\nports: [ {ports} ]\n" + ("endpoints:\n" + "\n".join(lines) if lines else "endpoints: []")
+            f"addressType: {fam}\nports: [ {ports} ]\n"
+            + ("endpoints:\n" + "\n".join(lines) if lines else "endpoints: []")
         )
     return "\n---\n".join(texts)
 
@@ -99,7 +97,12 @@ WAYS = [
 ]
 
 
-@each("A {0} flow of {1} over {2} moves to another pod with its next packet when its pod goes", (UDP_, SCTP_), WAYS, FAMILIES)
+@each(
+    "A {0} flow of {1} over {2} moves to another pod with its next packet when its pod goes",
+    (UDP_, SCTP_),
+    WAYS,
+    FAMILIES,
+)
 def moves(s, proto, way, fam):
     s.given(WORLD, bare(kind="LoadBalancer"), endpoints(POD_C))
     for _ in range(2):
@@ -122,7 +125,8 @@ def target_port(s, way, fam):
             lambda view: (
                 fam.ip(POD_A if way.kind == "pod" else NODE_A.overlay(fam.six), POD_C, 63)
                 / UDP_.opens(
-                    view.pick("new port", "sport", *MASQUERADE) if way.kind in ("balancer", "node port") else 44000, 9090
+                    view.pick("new port", "sport", *MASQUERADE) if way.kind in ("balancer", "node port") else 44000,
+                    9090,
                 )
             ),
         ),
@@ -146,7 +150,10 @@ def comes_back(s, fam):
     way.asks(s, fam, UDP_).forwarded("uplink0", way.reaches(fam, UDP_, POD_D))
 
 
-@each("A client that sends UDP all the time is refused over {0} while the only pod is not ready, and served when it is", FAMILIES)
+@each(
+    "A client that sends UDP all the time is refused over {0} while the only pod is not ready, and served when it is",
+    FAMILIES,
+)
 def becomes_ready(s, fam):
     way = WAYS[0]
     s.given(WORLD, bare(), endpoints((POD_C, "")))
@@ -218,7 +225,9 @@ def vanished_outside(s, fam):
     overlay = NODE_A.overlay(fam.six)
     s.send(
         "uplink0",
-        lambda view: tunnelled(NODE_B, NODE_A, fam.ip(POD_C, overlay, 63) / TCP_.answers(8080, view["port of c"]))(view),
+        lambda view: tunnelled(NODE_B, NODE_A, fam.ip(POD_C, overlay, 63) / TCP_.answers(8080, view["port of c"]))(
+            view
+        ),
     ).forwarded("uplink0", NODE_A.sends(fam.ip(LB[fam.six], fam.outside, 62) / TCP_.answers(80, 44000)))
     s.change(WORLD, bare(kind="LoadBalancer"), endpoints(POD_D))
     segment = fam.ip(fam.outside, LB[fam.six]) / TCP(sport=44000, dport=80, flags="A", seq=1001, ack=9001)
@@ -244,13 +253,9 @@ def taken_over(s, fam):
     shakes_hands(s, fam)
     WAYS[0].asks(s, fam, UDP_).forwarded("uplink0", WAYS[0].reaches(fam, UDP_, POD_C))
     s.change(WORLD, bare("new"), endpoints(POD_D, name="new"))
-    WAYS[0].asks(s, fam, UDP_).forwarded(
-        "uplink0", WAYS[0].reaches(fam, UDP_, POD_D), service="default/new:80/UDP"
-    )
+    WAYS[0].asks(s, fam, UDP_).forwarded("uplink0", WAYS[0].reaches(fam, UDP_, POD_D), service="default/new:80/UDP")
     is_cut(s, fam)
-    WAYS[0].asks(s, fam, TCP_).forwarded(
-        "uplink0", WAYS[0].reaches(fam, TCP_, POD_D), service="default/new:80/TCP"
-    )
+    WAYS[0].asks(s, fam, TCP_).forwarded("uplink0", WAYS[0].reaches(fam, TCP_, POD_D), service="default/new:80/TCP")
 
 
 @story("A Service goes from type to type and answers as each of them, and as ExternalName not at all")
@@ -291,7 +296,9 @@ def types(s):
 
 @story("The label of another proxy turns a Service off, and its removal on")
 def other_proxy(s):
-    foreign = bare().replace("name: web, namespace: default", 'name: web, labels: { service.kubernetes.io/service-proxy-name: "" }')
+    foreign = bare().replace(
+        "name: web, namespace: default", 'name: web, labels: { service.kubernetes.io/service-proxy-name: "" }'
+    )
     ask = POD_A.sends(V4.ip(POD_A, VIP[False]) / UDP_.opens(44000, 80))
     gets = POD_B.gets(V4.ip(POD_A, POD_B, 63) / UDP_.opens(44000, 8080))
     s.given(WORLD, bare(), endpoints(POD_B))
@@ -323,14 +330,19 @@ def up_and_down(s, fam):
         return [
             text
             for n in numbers
-            for text in (bare(f"s{n}", vips=vips[n], ports=PORTS[:1]), endpoints(POD_C, name=f"s{n}", numbers=PORTS[:1]))
+            for text in (
+                bare(f"s{n}", vips=vips[n], ports=PORTS[:1]),
+                endpoints(POD_C, name=f"s{n}", numbers=PORTS[:1]),
+            )
         ]
 
     def check(sport, *alive):
         for n in range(3):
             sent = s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, vips[n][fam.six]) / TCP_.opens(sport + n, 80)))
             if n in alive:
-                sent.forwarded("uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_A, POD_C, 63) / TCP_.opens(sport + n, 8080)))
+                sent.forwarded(
+                    "uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_A, POD_C, 63) / TCP_.opens(sport + n, 8080))
+                )
             else:
                 sent.dropped("NoRoute")
 
@@ -352,7 +364,13 @@ def up_and_down(s, fam):
 def ranges(s, fam):
     all_there_is = ["0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1"]
     own = ["2001:db8:7::/64", "198.51.100.0/24"]
-    scenes = [(own, True), (["203.0.113.0/28", "2001:db8:f::/64"], False), (all_there_is, True), (["10.0.0.1/32"], False), ([], True)]
+    scenes = [
+        (own, True),
+        (["203.0.113.0/28", "2001:db8:f::/64"], False),
+        (all_there_is, True),
+        (["10.0.0.1/32"], False),
+        ([], True),
+    ]
     for number, (allowed, passes) in enumerate(scenes):
         quoted = ", ".join(f'" {net} "' for net in allowed)
         objects = (WORLD, bare(kind="LoadBalancer", more=f"  loadBalancerSourceRanges: [ {quoted} ]"), endpoints(POD_A))
@@ -373,13 +391,9 @@ def zoned(zone):
 
 @each("A node that changes its zone uses the endpoints of its new zone over {0}", FAMILIES)
 def zone_change(s, fam):
-    hinted = endpoints(
-        (POD_C, "rs", "forZones: [ { name: east } ]"), (POD_D, "rs", "forZones: [ { name: west } ]")
-    )
+    hinted = endpoints((POD_C, "rs", "forZones: [ { name: east } ]"), (POD_D, "rs", "forZones: [ { name: west } ]"))
     for number, (zone, there) in enumerate((("east", POD_C), ("west", POD_D), ("east", POD_C))):
         objects = (zoned(zone), bare(), hinted)
         s.given(*objects) if number == 0 else s.change(*objects)
         for sport in range(33000 + 10 * number, 33006 + 10 * number):
-            WAYS[0].asks(s, fam, TCP_, sport=sport).forwarded(
-                "uplink0", WAYS[0].reaches(fam, TCP_, there, sport=sport)
-            )
+            WAYS[0].asks(s, fam, TCP_, sport=sport).forwarded("uplink0", WAYS[0].reaches(fam, TCP_, there, sport=sport))

@@ -247,6 +247,7 @@ impl Pipeline {
             rule: judged.rule,
             marks: judged.marks,
             space,
+            direct: None,
         })
     }
 

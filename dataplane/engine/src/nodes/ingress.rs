@@ -1,12 +1,13 @@
 //! The ingress half: a flow's first packet to a local pod, whatever translated it before.
 
 use super::egress::Judged;
-use super::plan::{Plan, Way};
+use super::plan::{Directly, Plan, Way};
 use crate::flow::{Next, Side, Tuple};
-use crate::item::Item;
+use crate::item::{Fate, Item};
 use crate::pipeline::Pipeline;
 use crate::reason::Reason;
-use sluice_tables::{Address, Direction, HopId, Route};
+use sluice_tables::direct::Tag;
+use sluice_tables::{Address, Direction, HopId, Pod, Route};
 
 impl Pipeline {
     pub(crate) fn walk_ingress(&mut self, item: &mut Item, tuple: Tuple) -> Option<Plan> {
@@ -23,6 +24,9 @@ impl Pipeline {
         } else {
             self.judge(item, &pod, Direction::Ingress, &tuple, &tuple, false)?
         };
+        if let Some((address, port)) = self.asked_at(item) {
+            return self.answer_directly(item, tuple, &pod, judged, Directly::Answers(address, port));
+        }
         let back = self.way_back(item, tuple.source)?;
         Some(Plan {
             original: tuple,
@@ -36,6 +40,59 @@ impl Pipeline {
             rule: judged.rule,
             marks: judged.marks,
             space: 0,
+            direct: None,
+        })
+    }
+
+    /// The address and port that a client outside asked at, if another node chose a backend here for it and leaves the
+    /// answers to us: the inner Ethernet source says so.
+    fn asked_at(&self, item: &Item) -> Option<(Address, u16)> {
+        let hop = item.meta.peer.checked_sub(1)?;
+        let at = usize::from(item.meta.l3).checked_sub(8)?;
+        let mac = item.frame.head().get(at..)?.first_chunk::<6>()?;
+        let key = self.tables.direct.frontend(Tag::from_mac(*mac)?)?;
+        if key.address.bits() & !0xffff_0000_0000 != 0 {
+            return Some((key.address, key.port));
+        }
+        // A NodePort: at the node that sent it to us.
+        let peer = self.tables.routes.peers.values().find(|p| p.hop.0 == hop)?;
+        Some((peer.internal[key.address.family() as usize]?, key.port))
+    }
+
+    /// A flow whose answers leave here, from the address the client asked at.
+    fn answer_directly(
+        &mut self,
+        item: &mut Item,
+        tuple: Tuple,
+        pod: &Pod,
+        judged: Judged,
+        direct: Directly,
+    ) -> Option<Plan> {
+        let back = match self.tables.routes.external(tuple.source) {
+            Some(Route::External(hop)) => hop,
+            Some(_) => {
+                self.shared.wanted.ask(tuple.source);
+                item.meta.fate = Fate::AwaitNeighbour;
+                return None;
+            }
+            None => {
+                item.refuse(Reason::NoRoute);
+                return None;
+            }
+        };
+        Some(Plan {
+            original: tuple,
+            translated: tuple,
+            reply_zone: pod.port,
+            reply_side: Side::From,
+            forward: Way::send(pod.hop),
+            back: Way::send(back),
+            pod: pod.port,
+            slot: 0,
+            rule: judged.rule,
+            marks: judged.marks,
+            space: 0,
+            direct: Some(direct),
         })
     }
 
@@ -57,6 +114,9 @@ impl Pipeline {
             return true;
         }
         let outside = matches!(self.tables.routes.lookup(source), Some(Route::External(_) | Route::Unresolved) | None);
+        if outside && self.asked_at(item).is_some() {
+            return true;
+        }
         // A gateway relays outside addresses, but only as replies, which have a flow.
         item.refuse(if peer.gateway && outside { Reason::InvalidState } else { Reason::SourceSpoofed });
         false

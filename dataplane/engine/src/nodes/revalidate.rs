@@ -113,13 +113,25 @@ impl Pipeline {
         let Some(entry) = E::table(self).get(slot).copied() else { return false };
         let c = *entry.common();
         let to = entry.to();
-        let (_, zone, _) = entry.parts();
+        let (tuple, zone, side) = entry.parts();
         let found = match c.next() {
             Next::Pod => {
                 self.tables.pods.by_port(c.aux).filter(|pod| pod.addresses.contains(&to.destination)).map(|pod| pod.hop)
             }
             Next::Node | Next::Transit => self.tables.pods.by_port(c.pod).map(|pod| pod.hop),
-            Next::Send => self.way_of(&c, zone, &to),
+            Next::Send => {
+                let way = self.way_of(&c, zone, &to);
+                // A client outside that keeps its address towards another node: direct return.
+                let direct = zone == 0 && side == Side::To && c.slot != 0 && c.space == 0 && !c.is_reply();
+                match way {
+                    Some(plain)
+                        if direct && matches!(self.tables.routes.lookup(to.destination), Some(Route::Tunnel(_))) =>
+                    {
+                        self.direct_way(&tuple, plain)
+                    }
+                    way => way,
+                }
+            }
         };
         let version = found.and_then(|hop| self.tables.hops.get(hop)).map(|h| h.version);
         match (found, version) {

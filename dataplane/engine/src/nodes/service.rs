@@ -31,21 +31,31 @@ pub(crate) enum Found {
     Settled,
 }
 
+/// Whether a packet can only belong to a TCP connection that began earlier.
+pub(crate) fn is_mid_stream(item: &Item) -> bool {
+    item.meta.packet.protocol == 6 && item.meta.packet.tcp_flags & 0x02 == 0
+}
+
+/// The key of a NodePort that is asked at an address.
+pub(crate) fn node_port_key(asked: Address, protocol: u8, port: u16) -> FrontendKey {
+    let address = match asked.family() {
+        Family::V4 => Address::v4([0; 4]),
+        Family::V6 => Address::v6([0; 16]),
+    };
+    FrontendKey { address, protocol, port }
+}
+
 impl Pipeline {
-    /// The frontend of a destination: a Service's own address, or a NodePort on one of this node's InternalIPs.
+    /// The frontend of a destination: a Service's own address, or a NodePort on one of this node's addresses.
     pub(crate) fn frontend_of(&self, destination: Address, protocol: u8, port: u16) -> Option<&Frontend> {
         let services = &self.tables.services;
         if let Some(found) = services.frontend(&FrontendKey { address: destination, protocol, port }) {
             return Some(found);
         }
-        if !self.tables.node.internal.contains(&Some(destination)) {
+        if !self.tables.node.node_port_addresses.contains(&destination) {
             return None;
         }
-        let any = match destination.family() {
-            Family::V4 => Address::v4([0; 4]),
-            Family::V6 => Address::v6([0; 16]),
-        };
-        services.frontend(&FrontendKey { address: any, protocol, port })
+        services.frontend(&node_port_key(destination, protocol, port))
     }
 
     /// Chooses a backend for a flow's first packet, or refuses it.
@@ -71,7 +81,8 @@ impl Pipeline {
         if is_service && let Some(note) = self.note(item) {
             note.service = Some(frontend.name.clone());
         }
-        if item.meta.packet.protocol == 6 && item.meta.packet.tcp_flags & 0x02 == 0 {
+        let taken_up = frontend.direct && client == Client::Outside;
+        if is_mid_stream(item) && !taken_up {
             // A connection that no longer (or never) was: the client learns it at once.
             self.reset_or_drop(item, Reason::InvalidState);
             return Found::Settled;

@@ -1,15 +1,19 @@
 //! The node's own half: packets to its addresses, from its host, and through it (NodePorts, VIPs, egress gateway).
 
 use super::egress::is_group;
-use super::plan::{Plan, Way};
-use super::service::{Client, Found};
+use super::plan::{Directly, Plan, Way, flow_hash};
+use super::service::{Client, Found, is_mid_stream, node_port_key};
+use crate::affinity;
 use crate::flow::{Next, Side, Tuple};
 use crate::item::{Fate, Item};
 use crate::pipeline::Pipeline;
 use crate::reason::Reason;
 use sluice_tables::node::{GATEWAY_V4, GATEWAY_V6};
-use sluice_tables::{Backend, EgressPath, Route, RuleId};
+use sluice_tables::{Backend, EgressPath, FrontendKey, HopId, Route, RuleId};
 use sluice_wire::packet::Shape;
+
+/// Seconds for which a client's port is remembered to have asked a backend at one address.
+const DIRECT_MEMORY: u32 = 86_400;
 
 impl Pipeline {
     /// To an address of this node, and no flow knows it: a NodePort, or the host's.
@@ -83,7 +87,7 @@ impl Pipeline {
         let hop = self.outside(item, out, tuple.destination)?;
         let mut translated = tuple;
         let space = self.snat(item, &tuple, &mut translated, rule.address)?;
-        let back = sluice_tables::HopId(item.meta.peer.checked_sub(1)?);
+        let back = HopId(item.meta.peer.checked_sub(1)?);
         Some(Plan {
             original: tuple,
             translated,
@@ -96,6 +100,7 @@ impl Pipeline {
             rule: RuleId::NONE,
             marks: 0,
             space,
+            direct: None,
         })
     }
 
@@ -128,6 +133,7 @@ impl Pipeline {
             rule: RuleId::NONE,
             marks: 0,
             space: 0,
+            direct: None,
         };
         if let Some(pod) = tables.pods.by_address(backend.address) {
             if !self.avoid_clash(&mut translated, 0, Side::To) {
@@ -138,7 +144,14 @@ impl Pipeline {
         } else if tables.node.owns(backend.address) {
             plan.forward = Way::send(self.host_hop(item)?);
             plan.reply_side = Side::From;
+        } else if let Some(hop) = self.direct_hop(&tuple, &translated) {
+            plan.forward = Way::send(hop);
+            plan.direct = Some(Directly::Asked);
         } else {
+            if is_mid_stream(item) {
+                self.reset_or_drop(item, Reason::InvalidState);
+                return None;
+            }
             let family = tuple.family();
             let route = tables.routes.lookup(backend.address);
             let (hop, address) = match route {
@@ -159,6 +172,47 @@ impl Pipeline {
         }
         plan.translated = translated;
         Some(plan)
+    }
+
+    /// The way to a backend's node that answers the client itself: where the Service asks for it, the client is outside the
+    /// cluster, and no other flow's packets look the same there.
+    fn direct_hop(&self, asked: &Tuple, translated: &Tuple) -> Option<HopId> {
+        let tables = &self.tables;
+        let Some(Route::Tunnel(plain)) = tables.routes.lookup(translated.destination) else { return None };
+        let hop = self.direct_way(asked, plain)?;
+        let outside = matches!(tables.routes.lookup(asked.source), Some(Route::External(_) | Route::Unresolved));
+        (outside && !self.reply_is_taken(translated, 0, Side::To) && self.is_told_apart(asked, translated))
+            .then_some(hop)
+    }
+
+    /// Whether the backend's node can tell a directly answered flow from all others of its client: the same client port must
+    /// not ask one backend at two addresses. Another worker may have met the other one, so all share the memory of it.
+    fn is_told_apart(&self, asked: &Tuple, translated: &Tuple) -> bool {
+        let who = affinity::Client::new(flow_hash(translated), 0);
+        let front = flow_hash(&Tuple { source: asked.destination, source_port: 0, ..*asked }) as u32;
+        let now = (self.now / 1_000_000_000) as u32;
+        let known = self.shared.directly_asked.recall(who, now, DIRECT_MEMORY);
+        if known.is_some_and(|other| other != front) {
+            return false;
+        }
+        self.shared.directly_asked.remember(who, front, now);
+        true
+    }
+
+    /// The way that bears the tag of what was asked at, in place of a plain one.
+    pub(crate) fn direct_way(&self, asked: &Tuple, plain: HopId) -> Option<HopId> {
+        let (address, protocol, port) = (asked.destination, asked.protocol, asked.destination_port);
+        let tables = &self.tables;
+        if tables.direct.is_empty() {
+            return None;
+        }
+        let own = FrontendKey { address, protocol, port };
+        if tables.services.frontend(&own).is_some() {
+            return tables.direct.hop(&own, plain);
+        }
+        // The other node knows us by one address of each family.
+        let ours = tables.node.internal.contains(&Some(address));
+        ours.then(|| tables.direct.hop(&node_port_key(address, protocol, port), plain)).flatten()
     }
 
     /// From the host: to a Service, a pod here or elsewhere, or another node's pods.
@@ -228,6 +282,7 @@ impl Pipeline {
             rule: RuleId::NONE,
             marks: 0,
             space,
+            direct: None,
         })
     }
 
@@ -267,6 +322,7 @@ impl Pipeline {
             rule: RuleId::NONE,
             marks: 0,
             space: 0,
+            direct: None,
         })
     }
 

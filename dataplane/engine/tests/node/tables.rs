@@ -88,6 +88,7 @@ fn services(wish: &Wish) -> Services {
                 external_local_empty: false,
                 external_local: false,
                 affinity: None,
+                direct: false,
                 source_ranges: None,
             };
             let shard = &mut shards[shard_of(&key)];
@@ -141,6 +142,7 @@ pub fn tables(wish: &Wish) -> Tables {
         name: "node-b".to_owned(),
         hop: HopId(2),
         sources: vec![prefix("10.244.2.0", 24), prefix("fd00:2::", 64)],
+        internal: [Some(ip("192.0.2.12")), None],
         gateway: false,
     };
     Tables {
@@ -159,6 +161,7 @@ pub fn tables(wish: &Wish) -> Tables {
         node: Arc::new(LocalNode {
             name: "node-a".to_owned(),
             internal: [Some(ip("192.0.2.10")), Some(ip("2001:db8::10"))],
+            node_port_addresses: vec![ip("192.0.2.10"), ip("2001:db8::10")],
             overlay: [Some(ip("10.244.1.1")), Some(ip("fd00:1::1"))],
             uplink_mac,
             uplink: UPLINK,
@@ -180,6 +183,7 @@ pub fn tables(wish: &Wish) -> Tables {
         }),
         hops: Arc::new(Hops::new(hops)),
         services: services(wish),
+        direct: Arc::default(),
         identities: Arc::default(),
         policy: Arc::new(policy()),
         egress: Arc::default(),

@@ -1,0 +1,158 @@
+//! A cluster with many Services, made of model values: two nodes, one slice for each Service.
+
+use sluice_ctrl::compile::{Knobs, LocalView, Replay};
+use sluice_ctrl::config::Config;
+use sluice_ctrl::model::{
+    Cluster, Endpoint, EndpointPort, EndpointSlice, Family, NamespacedName, Node, Protocol, Service, ServiceKind,
+    ServicePort, TargetPort,
+};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+/// The cluster, and node-a's view of it.
+pub struct World {
+    /// The objects.
+    pub cluster: Cluster,
+    /// The node.
+    pub view: LocalView,
+    /// Its settings.
+    pub knobs: Knobs,
+    endpoints: usize,
+}
+
+fn node(name: &str, last: u8) -> Node {
+    Node {
+        name: name.to_owned(),
+        labels: Default::default(),
+        annotations: Default::default(),
+        internal_ips: vec![IpAddr::from([192, 0, 2, last])],
+        external_ips: Vec::new(),
+        pod_cidrs: vec![format!("10.{last}.0.0/16").parse().unwrap_or_default()],
+        vtep_mac: None,
+        ready: None,
+    }
+}
+
+fn name(n: usize) -> NamespacedName {
+    NamespacedName::new(format!("team-{:02}", n % 50), format!("service-{n:05}"))
+}
+
+fn service(n: usize) -> Service {
+    Service {
+        name: name(n),
+        kind: ServiceKind::ClusterIp,
+        headless: false,
+        cluster_ips: vec![Ipv4Addr::from(0x0a60_0000 + n as u32 + 1).into()],
+        ip_families: vec![Family::V4],
+        ip_family_policy: None,
+        ports: vec![ServicePort {
+            name: String::new(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            target: TargetPort::Number(8080),
+            node_port: None,
+            app_protocol: None,
+        }],
+        selector: None,
+        external_ips: Vec::new(),
+        load_balancer: Vec::new(),
+        load_balancer_class: None,
+        source_ranges: None,
+        external_traffic: Default::default(),
+        internal_traffic: Default::default(),
+        affinity_seconds: None,
+        publish_not_ready: false,
+        allocate_node_ports: true,
+        health_check_node_port: None,
+        distribution: None,
+        direct_return: false,
+        other_proxy: false,
+    }
+}
+
+/// The slice of Service `n`; its first endpoint has a number of its own, so that it can be moved.
+fn slice(n: usize, endpoints: usize, first: u32) -> EndpointSlice {
+    let own = name(n);
+    let endpoint = |address: u32, host: &str| Endpoint {
+        addresses: vec![Ipv4Addr::from(address).into()],
+        ready: true,
+        serving: true,
+        terminating: false,
+        node: Some(host.to_owned()),
+        zone: None,
+        zone_hints: Default::default(),
+        node_hints: Default::default(),
+        pod: None,
+    };
+    let from = 0x6400_0000 + (n * endpoints) as u32;
+    let rest = (1..endpoints as u32).map(|e| endpoint(from + e, if e % 2 == 0 { "node-a" } else { "node-b" }));
+    EndpointSlice {
+        name: NamespacedName::new(own.namespace.clone(), format!("{}-x7k2p", own.name)),
+        service: Some(own.name),
+        family: Some(Family::V4),
+        headless: false,
+        endpoints: std::iter::once(endpoint(first, "node-a")).chain(rest).collect(),
+        ports: vec![EndpointPort { name: String::new(), protocol: Protocol::Tcp, port: 8080 }],
+    }
+}
+
+impl World {
+    /// So many Services of so many endpoints each.
+    pub fn new(services: usize, endpoints: usize) -> World {
+        let mut cluster = Cluster::default();
+        for own in [node("node-a", 11), node("node-b", 12)] {
+            cluster.nodes.insert(own.name.clone(), Arc::new(own));
+        }
+        for n in 0..services {
+            let (service, slice) = (service(n), slice(n, endpoints, 0x6300_0000 + n as u32));
+            cluster.services.insert(service.name.clone(), Arc::new(service));
+            cluster.endpoint_slices.insert(slice.name.clone(), Arc::new(slice));
+        }
+        let view = LocalView::derived(&cluster, "node-a", &Replay::default()).unwrap_or_else(|_| unreachable!());
+        World { cluster, view, knobs: Knobs::from(&Config::builtin("node-a")), endpoints }
+    }
+
+    /// Gives the first endpoint of a Service another address.
+    pub fn move_endpoint(&mut self, service: usize, turn: usize) {
+        let moved = slice(service, self.endpoints, 0x6200_0000 + turn as u32 % 0xff_ffff);
+        self.cluster.endpoint_slices.insert(moved.name.clone(), Arc::new(moved));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sluice_ctrl::compile::{Compiled, compile};
+    use std::time::{Duration, Instant};
+
+    /// The median time of compiling one moved endpoint.
+    fn one_change(services: usize) -> Duration {
+        let mut world = World::new(services, 25);
+        let mut last: Compiled = compile(&world.cluster, &world.view, &world.knobs, None).unwrap();
+        let mut times: Vec<Duration> = (0..31)
+            .map(|turn| {
+                world.move_endpoint(turn * 7 % services, turn + 1);
+                let begun = Instant::now();
+                last = compile(&world.cluster, &world.view, &world.knobs, Some(&last)).unwrap();
+                begun.elapsed()
+            })
+            .collect();
+        times.sort_unstable();
+        times[15]
+    }
+
+    #[test]
+    fn one_endpoint_among_twenty_times_as_many_services_costs_nowhere_near_twenty_times_as_much() {
+        let (few, many) = (one_change(200), one_change(4_000));
+        assert!(many < few * 8, "{few:?} among 200 Services, {many:?} among 4,000");
+    }
+
+    #[test]
+    fn one_endpoint_costs_a_small_part_of_all_of_them() {
+        let world = World::new(2_000, 25);
+        let begun = Instant::now();
+        compile(&world.cluster, &world.view, &world.knobs, None).unwrap();
+        let (all, one) = (begun.elapsed(), one_change(2_000));
+        assert!(one * 20 < all, "{one:?} of {all:?}");
+    }
+}
