@@ -90,13 +90,18 @@ impl Direct {
         self.frontends.get(&tag)
     }
 
-    /// Every frontend and every way, in order, for reports.
-    pub fn entries(&self) -> (Vec<FrontendKey>, Vec<((Tag, HopId), HopId)>) {
-        let mut frontends: Vec<_> = self.frontends.values().copied().collect();
-        let mut hops: Vec<_> = self.hops.iter().map(|(key, hop)| (*key, *hop)).collect();
-        frontends.sort_unstable();
-        hops.sort_unstable();
-        (frontends, hops)
+    /// Every frontend, in order, for reports.
+    pub fn frontends(&self) -> Vec<FrontendKey> {
+        let mut all: Vec<_> = self.frontends.values().copied().collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// Every way, in order: tag, the plain way and the one that bears the tag.
+    pub fn ways(&self) -> Vec<(Tag, HopId, HopId)> {
+        let mut all: Vec<_> = self.hops.iter().map(|((tag, plain), hop)| (*tag, *plain, *hop)).collect();
+        all.sort_unstable();
+        all
     }
 }
 

@@ -72,11 +72,10 @@ impl Tables {
     }
 
     fn dump_direct(&self, out: &mut String) -> std::fmt::Result {
-        let (frontends, hops) = self.direct.entries();
-        for key in frontends {
+        for key in self.direct.frontends() {
             writeln!(out, "direct {} {}/{}", key.address, key.protocol, key.port)?;
         }
-        for ((tag, plain), hop) in hops {
+        for (tag, plain, hop) in self.direct.ways() {
             writeln!(out, "direct tag={} hop={} for={}", mac(&tag.mac()), hop.0, plain.0)?;
         }
         Ok(())
