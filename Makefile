@@ -47,6 +47,9 @@ bench-compare: build ## packets, TCP, connections and latency beside the kernel 
 image: ## container image (IMAGE=NAME), by docker, podman or buildah
 	@scripts/image.sh
 
+bench-control: build ## 10,000 Services and 100,000 endpoints from an API server: start, one change, memory
+	@$(PYTHON) tests/e2e/bench_control.py --bin-dir $(TARGET)/release
+
 # A program that is running cannot be written over, only renamed over.
 install: build ## programs into PREFIX/bin, the CNI plugin into CNI_BIN
 	@set -e; put() { install -D -m 0755 "$(TARGET)/release/$$1" "$(DESTDIR)$$2/.$$1.new"; \

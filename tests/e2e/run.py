@@ -20,6 +20,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import cni  # noqa: E402
+import kubernetes_node  # noqa: E402
 from node_state import difference, inventory  # noqa: E402
 from small_cluster import SmallCluster, pod_manifest  # noqa: E402
 from namespaces import wait_until  # noqa: E402
@@ -441,6 +442,10 @@ def a_process_of_the_node_reaches_a_load_balancer_address_and_a_cluster_ip(bin_d
             wait_until(url, lambda: " 200 " in (asked(cluster.node.namespace, url) or ""), 5)
 
 
+for kubernetes_test in kubernetes_node.TESTS:
+    test(kubernetes_test)
+
+
 def raise_interrupt(number, _frame):
     raise KeyboardInterrupt(signal.Signals(number).name)
 
@@ -453,7 +458,7 @@ def main():
     if os.geteuid() != 0 or not shutil.which("ip"):
         print("These tests make network namespaces: they need root, and iproute2 (`make setup`).", file=sys.stderr)
         return 4
-    absent = [name for name in ("sluiced", "sluice", "sluice-cni") if not os.access(f"{options.bin_dir}/{name}", os.X_OK)]
+    absent = [name for name in ("sluiced", "sluice", "sluice-cni", "fake-apiserver") if not os.access(f"{options.bin_dir}/{name}", os.X_OK)]
     if absent:
         print(f"Missing in {options.bin_dir}: {', '.join(absent)}. `cargo build --workspace --bins` makes them.", file=sys.stderr)
         return 4

@@ -83,6 +83,10 @@ pub struct StatusReport {
     pub ignored_objects: BTreeMap<String, u64>,
     /// Address pools of this node.
     pub ipam: Vec<IpamReport>,
+    /// Why `/readyz` refuses; none where it does not.
+    pub unready: Option<String>,
+    /// What is worth knowing and not wrong.
+    pub notes: Vec<String>,
 }
 
 /// One worker.

@@ -298,9 +298,12 @@ async fn healthz(State(desk): State<Desk>) -> Result<&'static str, Refused> {
     }
 }
 
-/// Ready: packets are handled and pods can be added.
+/// Ready: in sync with the cluster's source, every worker alive, frames left, pods can be added.
 async fn readyz(State(desk): State<Desk>) -> Result<&'static str, Refused> {
-    let StatusReport { state, .. } = desk.ask(&desk.reads, |agent| agent.status()).await?;
+    let StatusReport { state, unready, .. } = desk.ask(&desk.reads, |agent| agent.status()).await?;
+    if let Some(why) = unready {
+        return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, why));
+    }
     match state {
         NodeState::Ready | NodeState::Degraded => Ok("ok\n"),
         NodeState::Starting => Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, "starting")),

@@ -37,6 +37,7 @@ fn text(status: &StatusReport) -> String {
         let list: Vec<String> = status.carried_addresses.iter().map(ToString::to_string).collect();
         facts.push(("Carries", list.join(", ")));
     }
+    facts.extend(status.notes.iter().map(|note| ("Note", note.clone())));
     if !status.ignored_objects.is_empty() {
         let list: Vec<String> = status.ignored_objects.iter().map(|(kind, n)| format!("{n} {kind}")).collect();
         facts.push(("Not read", list.join(", ")));

@@ -46,6 +46,8 @@ const RECONCILE: Duration = Duration::from_secs(60);
 pub enum Message {
     /// The manifests have changed.
     Objects(Snapshot, Instant),
+    /// The API server has told something.
+    Cluster(sluice_kube::feed::Update),
     /// The kernel's neighbours, addresses or routes may have changed.
     Machine,
     /// A request of the CNI plugin.
@@ -114,6 +116,8 @@ pub struct Control {
     /// The cluster.
     pub cluster: Cluster,
     importer: Importer,
+    /// What is known of the API server; none where a folder is the source.
+    pub following: Option<super::cluster::Following>,
     /// This machine.
     pub view: LocalView,
     /// What the configuration asks of the compiler.
@@ -169,6 +173,8 @@ pub struct Control {
     pub started: Instant,
     /// The node's own Node object was seen and its host port is up.
     pub host_ready: bool,
+    /// Pods that were attached wait for the cluster to be known.
+    pub replug_due: bool,
     /// What was written down of domain names.
     pub(crate) domains: super::domains::Kept,
     /// What the host was told to send to us.
@@ -196,6 +202,7 @@ pub struct Parts {
     pub(crate) config: Config,
     pub(crate) netns: Netns,
     pub(crate) snapshot: Snapshot,
+    pub(crate) following: Option<super::cluster::Following>,
     pub(crate) view: LocalView,
     pub(crate) publisher: Publisher,
     pub(crate) workers: Vec<Handle>,
@@ -224,6 +231,8 @@ impl Control {
             invalid: Vec::new(),
             cluster: Cluster::default(),
             importer: Importer::default(),
+            following: parts.following,
+            replug_due: false,
             view: parts.view,
             knobs,
             publisher: parts.publisher,
@@ -277,6 +286,7 @@ impl Control {
                     self.apply(since);
                     self.limit_pods();
                 }
+                Ok(Message::Cluster(update)) => next = self.follow(update, inbox),
                 Ok(Message::Machine) => self.look_at_machine(),
                 Ok(Message::Cni(first)) => {
                     let mut calls = vec![first];
@@ -293,7 +303,7 @@ impl Control {
                 }
                 Ok(Message::Carriers(outcome, heirs)) => self.take_carriers(outcome, heirs),
                 Ok(Message::Do(work)) => work(self),
-                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Timeout) => self.judge(),
             }
             self.look_after_pods();
             self.install_cni();
@@ -326,15 +336,25 @@ impl Control {
             node_ports: self.config.node_ports,
             leases: self.ipam.addresses_by_pod(),
         };
-        Defaults { standalone: Some(standalone) }
+        // A cluster with an API server has controllers of its own.
+        Defaults { standalone: self.following.is_none().then_some(standalone) }
     }
 
     /// Objects to cluster.
     pub fn import(&mut self) {
+        // Changes of an API server's objects are imported as they come.
+        if self.following.is_some() {
+            return self.set_pools();
+        }
         let defaults = self.defaults();
         let (cluster, invalid) = self.importer.build(&self.snapshot.objects, &defaults);
         self.cluster = cluster;
         self.invalid = invalid;
+        self.set_pools();
+    }
+
+    /// Gives IPAM the networks that pods here get addresses from.
+    pub(super) fn set_pools(&mut self) {
         self.ipam.set_pools(all_pools(&self.cluster, &self.config.node));
     }
 
@@ -349,11 +369,13 @@ impl Control {
             }
         };
         self.compile_problem = None;
+        self.nothing_touched();
         settings::ensure_spaces(&self.shared, &compiled.tables);
         self.steer(&compiled.steering);
         self.redirect(&compiled.redirects);
         // Asked for at once, not at the next second: the first packet would wait for it.
-        self.solicit_now = !compiled.wanted_neighbours.is_empty();
+        let known = &self.publisher.current().wanted_neighbours;
+        self.solicit_now |= !compiled.wanted_neighbours.is_subset(known);
         let topology = Topology::of(&self.cluster, &self.config.node, compiled.placement.clone());
         if let Some(carriers) = &mut self.carriers {
             carriers.know(topology);

@@ -84,7 +84,7 @@ fn target(config: &Config) -> Option<String> {
     match &config.guard.check {
         GuardCheck::Off => None,
         GuardCheck::Connect(target) => Some(target.clone()),
-        GuardCheck::Auto if config.source != Source::Kubernetes => None,
+        GuardCheck::Auto if !matches!(config.source, Source::Kubernetes { .. }) => None,
         GuardCheck::Auto => {
             let host = std::env::var("KUBERNETES_SERVICE_HOST").ok().filter(|host| !host.is_empty())?;
             let port = std::env::var("KUBERNETES_SERVICE_PORT").unwrap_or_else(|_| "443".to_owned());

@@ -48,7 +48,7 @@ pub fn is_wanted(config: &Config) -> bool {
     match config.cni.install {
         CniInstall::Always => true,
         CniInstall::Never => false,
-        CniInstall::Auto => config.source == Source::Kubernetes,
+        CniInstall::Auto => matches!(config.source, Source::Kubernetes { .. }),
     }
 }
 

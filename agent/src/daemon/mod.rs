@@ -11,6 +11,7 @@ pub mod announce;
 pub mod attachments;
 pub mod capabilities;
 pub mod carriers;
+pub mod cluster;
 pub mod control;
 mod domains;
 pub mod guard;

@@ -68,6 +68,7 @@ impl Control {
                 extra_sources: Vec::new(),
                 mappings: attachment.mappings.clone(),
             };
+            self.hold_pod(&attachment.pod());
             self.view.pods.insert(attachment.pod(), pod);
         }
         self.import();
@@ -77,6 +78,7 @@ impl Control {
         let why = self.compile_problem.clone().unwrap_or_else(|| "a worker does not take up tables".to_owned());
         for attachment in pods {
             self.view.pods.remove(&attachment.pod());
+            self.release_pod(&attachment.pod());
         }
         self.import();
         self.apply(Instant::now());
@@ -126,6 +128,7 @@ impl Control {
             let current = self.view.pods.get(&name).is_some_and(|p| p.port == attachment.port);
             if current && let Some(pod) = self.view.pods.remove(&name) {
                 changed = true;
+                self.release_pod(&name);
                 if let Some(worker) = self.workers.get(usize::from(pod.worker)) {
                     worker.detach(pod.port);
                 }

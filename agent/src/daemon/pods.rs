@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use sluice_cni::prefix::Prefix;
 use sluice_cni::protocol::{AddResult, CniRequest, ErrorBody, ErrorCode, Interface, IpConfig, Route, Verb};
 use sluice_ctrl::compile::derived_mac;
-use sluice_ctrl::config::{PodDriver, Source};
+use sluice_ctrl::config::PodDriver;
 use sluice_ctrl::ipam::{self, Choice, IpamError, Request};
 use sluice_ctrl::model::NamespacedName;
 use sluice_hostnet::{GATEWAY_V4, GATEWAY_V6, Netns};
@@ -31,6 +31,9 @@ pub const BARE_NAMESPACE: &str = "cni";
 /// Pods whose refused ADD is remembered for the status.
 const REFUSALS: usize = 64;
 
+/// A pod's labels, and so its policies, are not known before that.
+const NOT_SHOWN: &str = "the API server has not shown it yet";
+
 fn refuse(code: ErrorCode, message: impl Into<String>, details: impl ToString) -> ErrorBody {
     ErrorBody::new(code, message, details.to_string())
 }
@@ -44,6 +47,11 @@ struct Newcomer<'a> {
     asked: Asked,
     choice: Choice,
     fixed: Vec<IpAddr>,
+}
+
+/// Whether an answer says that the pod is not known yet, so that asking again soon makes sense.
+pub fn is_not_shown(error: &ErrorBody) -> bool {
+    error.code == ErrorCode::TRY_AGAIN_LATER && error.details == NOT_SHOWN
 }
 
 impl Control {
@@ -169,9 +177,8 @@ impl Control {
         }
         let asked = capabilities::read(&request.config)
             .map_err(|why| refuse(ErrorCode::INVALID_CONFIG, "the network configuration does not hold", why))?;
-        if self.config.source == Source::Kubernetes && !self.cluster.pods.contains_key(&name) {
-            let why = "the API server has not shown it yet";
-            return Err(refuse(ErrorCode::TRY_AGAIN_LATER, format!("pod {name} is not known"), why));
+        if !self.is_shown(&name, request.pod().and_then(|pod| pod.uid)) {
+            return Err(refuse(ErrorCode::TRY_AGAIN_LATER, format!("pod {name} is not known"), NOT_SHOWN));
         }
         let ns = Netns::open(Path::new(&request.netns))
             .map_err(|e| refuse(ErrorCode::INVALID_ENVIRONMENT, "cannot open CNI_NETNS", e))?;
@@ -187,7 +194,11 @@ impl Control {
         if !asked.addresses.is_empty() {
             choice.addresses.clone_from(&asked.addresses);
         }
-        let fixed = self.snapshot_addresses(&name).unwrap_or_default();
+        // Under an API server kubelet reports what IPAM gave: an address there is this pod's last one, not its next.
+        let fixed = match &self.following {
+            None => self.snapshot_addresses(&name).unwrap_or_default(),
+            Some(_) => Vec::new(),
+        };
         Ok(Admitted::New(Box::new(Newcomer { at, name, request, ns, asked, choice, fixed })))
     }
 
@@ -308,7 +319,7 @@ impl Control {
         let named = request.args.keys().any(|key| key.starts_with("K8S_POD_NA"));
         match request.pod() {
             Some(pod) => Some(NamespacedName::new(pod.namespace, pod.name)),
-            None if named || self.config.source == Source::Kubernetes || request.container_id.is_empty() => None,
+            None if named || self.following.is_some() || request.container_id.is_empty() => None,
             None => Some(NamespacedName::new(BARE_NAMESPACE, &request.container_id)),
         }
     }

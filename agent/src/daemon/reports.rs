@@ -2,6 +2,7 @@
 
 use super::control::{Control, Link};
 use super::observe::{Listener, Told, Wanted};
+use super::pods::is_not_shown;
 use super::shadow;
 use super::workers::Handle;
 use crate::api::Agent;
@@ -22,8 +23,13 @@ use sluice_tables::{Address, RuleId};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc;
+
+/// How long an ADD waits for the API server to show its pod.
+const SHOWN_WITHIN: Duration = Duration::from_secs(2);
+/// Time between two looks.
+const SHOWN_POLL: Duration = Duration::from_millis(20);
 
 /// The API's view of the node: every question becomes work for the control thread.
 pub struct Node {
@@ -79,7 +85,15 @@ impl Agent for Node {
 
     fn cni(&self, verb: Verb, request: CniRequest) -> Result<Value, ErrorBody> {
         let gone = || Err(ErrorBody::new(ErrorCode::TRY_AGAIN_LATER, "the agent is stopping", ""));
-        self.link.cni(verb, request).unwrap_or_else(gone)
+        let until = Instant::now() + SHOWN_WITHIN;
+        loop {
+            let answer = self.link.cni(verb, request.clone()).unwrap_or_else(gone);
+            match &answer {
+                // kubelet often knows of a pod a moment before we do.
+                Err(error) if is_not_shown(error) && Instant::now() < until => std::thread::sleep(SHOWN_POLL),
+                _ => return answer,
+            }
+        }
     }
 }
 
@@ -106,6 +120,7 @@ impl Control {
         all.extend(self.publisher.current().invalid.iter().map(Problem::from));
         all.extend(self.compile_problem.iter().map(|p| Problem::plain(format!("{p}; the last good tables stand"))));
         all.extend(self.machine_problems.iter().map(Problem::plain));
+        all.extend(self.source_problems().into_iter().map(Problem::plain));
         all.extend(self.put_back.iter().map(|why| Problem::plain(format!("the uplink is put back: {why}"))));
         all.extend(self.refused_pods());
         all.extend(self.limit_problems.iter().cloned());
@@ -214,6 +229,8 @@ impl Control {
             carried_addresses: self.carried_addresses(),
             ignored_objects: self.snapshot.ignored.clone(),
             ipam: self.ipam_reports(),
+            unready: self.why_unready(),
+            notes: self.source_notes(),
         }
     }
 

@@ -4,6 +4,7 @@
 
 use super::attachments::Attachments;
 use super::carriers::Carriers;
+use super::cluster::{Unwatched, Watched};
 use super::control::{Control, Link, Message, Parts};
 use super::guard::Guard;
 use super::health_ports::HealthPorts;
@@ -20,10 +21,9 @@ use sluice_cni::pending::PendingDels;
 use sluice_cni::protocol::Verb;
 use sluice_ctrl::carriers::Outcome;
 use sluice_ctrl::compile::{HostPort, Knobs, LocalView, Uplink};
-use sluice_ctrl::config::{Config, Source, UplinkDriver, Workers};
+use sluice_ctrl::config::{Config, UplinkDriver, Workers};
 use sluice_ctrl::ipam::Ipam;
 use sluice_ctrl::publish::Publisher;
-use sluice_ctrl::source::{ManifestSource, ManifestWatch};
 use sluice_engine::handoff::Handoff;
 use sluice_engine::{Pipeline, Shared, Worker, WorkerOptions};
 use sluice_hostnet::Netns;
@@ -42,26 +42,33 @@ const FRAMES: usize = 32_768;
 pub fn run(config: Config) -> Result<()> {
     let started = Instant::now();
     check_machine()?;
-    let Source::Manifests { path } = config.source.clone() else {
-        bail!(
-            "source.kind: kubernetes is not there yet: this version reads manifests only; \
-             set `source: {{ kind: manifests, path: DIR }}`"
-        );
-    };
     let guard = Guard::before(&config);
-    let (link, inbox, mut control, watch) = assemble(config, &path, started)?;
+    let (link, inbox, mut control, watch) = assemble(config, started)?;
     let config = control.config.clone();
     let server = api::server::Server::bind(&config.socket, config.metrics)?;
     control.carriers =
         Some(Carriers::start(config.node.clone(), config.liveness.port, control.shared.clone(), link.clone())?);
     control.read_machine();
+    control.begin_from_disk();
     control.import();
     control.apply(started);
-    replug(&mut control);
+    // Without a cluster there are no rules, and without rules no pod gets its port back.
+    match control.following.is_some() && control.compile_problem.is_some() {
+        true => control.replug_due = true,
+        false => replug(&mut control),
+    }
     control.take_up_domains();
     let mut running = server.start(Arc::new(Node::new(link.clone())))?;
     finish_pending(&mut control, &config.socket);
-    let watch = watch.start(link.clone())?;
+    let watch = match watch.start(link.clone())? {
+        Watched::Kubernetes(source) => {
+            if let Some(following) = &mut control.following {
+                following.source = Some(source);
+            }
+            None
+        }
+        manifests => Some(manifests),
+    };
     let neighbours = {
         let link = link.clone();
         sluice_hostnet::watch_neighbours(&control.netns, &control.uplink_name, move || {
@@ -76,20 +83,9 @@ pub fn run(config: Config) -> Result<()> {
     control.run(&inbox);
     tracing::info!("stopping; pods keep their interfaces");
     drop((watch, neighbours));
+    control.following = None;
     running.stop();
     control.shut_down()
-}
-
-/// The manifests, read once and not watched yet.
-struct Unwatched(ManifestSource);
-
-impl Unwatched {
-    fn start(self, link: Link) -> Result<ManifestWatch> {
-        let changed = move |snapshot| {
-            link.send(Message::Objects(snapshot, Instant::now()));
-        };
-        ManifestWatch::start(self.0, changed).context("cannot watch the manifests")
-    }
 }
 
 fn check_machine() -> Result<()> {
@@ -124,11 +120,7 @@ fn lock(state_dir: &Path) -> Result<File> {
     Ok(file)
 }
 
-fn assemble(
-    config: Config,
-    manifests: &Path,
-    started: Instant,
-) -> Result<(Link, Receiver<Message>, Control, Unwatched)> {
+fn assemble(config: Config, started: Instant) -> Result<(Link, Receiver<Message>, Control, Unwatched)> {
     if config.ports.uplink.driver != UplinkDriver::AfXdp {
         bail!("ports.uplink.driver: only af_xdp is there yet");
     }
@@ -137,9 +129,7 @@ fn assemble(
     let netns = Netns::current()?;
     let uplink_name = config.ports.uplink.interface.clone();
     let found = host::uplink(&netns, &uplink_name)?;
-    let source = ManifestSource::new(manifests)
-        .with_context(|| format!("source.path: cannot read the manifests in {}", manifests.display()))?;
-    let snapshot = source.snapshot();
+    let (source, snapshot, following) = Unwatched::open(&config)?;
     let mut notes = Notes::open(&config.state_dir)?;
     host::fence_ports(&netns, &mut notes, (config.masquerade.ports.first(), config.masquerade.ports.last()))?;
     notes.found.host_interface = Some(config.ports.host.interface.clone());
@@ -190,6 +180,7 @@ fn assemble(
         config,
         netns,
         snapshot,
+        following,
         view,
         publisher,
         workers,
@@ -205,7 +196,7 @@ fn assemble(
         health_ports: HealthPorts::start()?,
         started,
     };
-    Ok((Link::new(sender), inbox, Control::new(parts), Unwatched(source)))
+    Ok((Link::new(sender), inbox, Control::new(parts), source))
 }
 
 fn engines(
@@ -250,7 +241,7 @@ fn cpus(workers: &Workers) -> Vec<Option<usize>> {
 }
 
 /// Takes up again the ports of pods that were attached before.
-fn replug(control: &mut Control) {
+pub(super) fn replug(control: &mut Control) {
     let known: Vec<_> = control.attachments.iter().cloned().collect();
     for attachment in known {
         let pod = format!("{}/{}", attachment.namespace, attachment.name);

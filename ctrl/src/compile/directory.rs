@@ -7,13 +7,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use sluice_tables::limits::{MAX_PORTS, at_most};
 use sluice_tables::{Address, Pods, Prefix, TableError};
 
 use super::hops::HopPlan;
 use super::policy::CompiledPolicy;
 use super::{Finding, LocalPod, LocalView};
-use crate::model::{Cluster, NamespacedName, Pod};
+use crate::model::{Cluster, NamespacedName, Pod, PoolUse};
 
 /// A pod and the addresses it really owns.
 pub(crate) struct Known<'a> {
@@ -26,13 +27,33 @@ pub(crate) struct Known<'a> {
     pub addresses: Vec<IpAddr>,
 }
 
+/// The networks that pods may have addresses of: whoever may write a Pod's status may write any address, and the cluster must
+/// not send the world's traffic there.
+struct Networks<'a> {
+    cluster: &'a Cluster,
+    ranges: &'a [IpNet],
+}
+
+impl Networks<'_> {
+    fn hold(&self, pod: &Pod, address: IpAddr) -> bool {
+        let of = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&address));
+        let own = pod.node.as_ref().and_then(|n| self.cluster.nodes.get(n)).is_some_and(|n| of(&n.pod_cidrs));
+        let pools = || self.cluster.ip_pools.values().filter(|p| p.usage == PoolUse::Pods);
+        own || of(self.ranges)
+            || pools().any(|pool| of(&pool.cidrs))
+            || self.cluster.nodes.values().any(|n| of(&n.pod_cidrs))
+    }
+}
+
 /// All pods, by name.
 pub(crate) struct Directory<'a> {
     pub pods: BTreeMap<&'a NamespacedName, Known<'a>>,
 }
 
 impl<'a> Directory<'a> {
-    pub fn new(cluster: &'a Cluster, local: &'a LocalView, invalid: &mut BTreeSet<Finding>) -> Self {
+    /// `ranges` are the pod networks of the configuration.
+    pub fn new(cluster: &'a Cluster, local: &'a LocalView, ranges: &[IpNet], invalid: &mut BTreeSet<Finding>) -> Self {
+        let networks = Networks { cluster, ranges };
         let mut owners: HashMap<IpAddr, &NamespacedName> = HashMap::new();
         let mut claim = |name: &'a NamespacedName, wanted: &[IpAddr]| {
             let mut got = Vec::new();
@@ -48,7 +69,7 @@ impl<'a> Directory<'a> {
             got.dedup();
             got
         };
-        let mut pods = BTreeMap::new();
+        let (mut pods, mut outside) = (BTreeMap::new(), Vec::new());
         for (name, port) in &local.pods {
             let pod = cluster.pods.get(name);
             if pod.is_some_and(|p| p.is_finished() || p.host_network) {
@@ -61,9 +82,19 @@ impl<'a> Directory<'a> {
             if local.pods.contains_key(name) || pod.is_finished() || pod.host_network || pod.addresses.is_empty() {
                 continue;
             }
-            let addresses = claim(name, &pod.addresses);
+            let inside: Vec<IpAddr> = pod.addresses.iter().copied().filter(|ip| networks.hold(pod, *ip)).collect();
+            for ip in pod.addresses.iter().filter(|ip| !inside.contains(ip)) {
+                outside.push(Finding {
+                    kind: "Pod",
+                    name: name.to_string(),
+                    field: "status.podIPs",
+                    why: format!("{ip} lies in no pod network; this pod is not reached by it"),
+                });
+            }
+            let addresses = claim(name, &inside);
             pods.insert(name, Known { name, pod: Some(pod), local: None, node: pod.node.as_deref(), addresses });
         }
+        invalid.extend(outside);
         Directory { pods }
     }
 

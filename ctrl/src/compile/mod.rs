@@ -212,7 +212,7 @@ fn compile_rest(
     previous: Option<&Compiled>,
 ) -> Result<Rest, CompileError> {
     let mut invalid = BTreeSet::new();
-    let directory = Directory::new(cluster, local, &mut invalid);
+    let directory = Directory::new(cluster, local, &knobs.pod_ranges, &mut invalid);
     let context = Context { cluster, local, knobs, node, directory };
     let moving = carriers::compile(&context, &mut invalid);
     let plan = hops::plan(&context, &moving, &mut invalid)?;

@@ -109,7 +109,7 @@ impl Config {
     pub fn builtin(node: &str) -> Config {
         Config {
             node: node.to_owned(),
-            source: Source::Kubernetes,
+            source: Source::Kubernetes { kubeconfig: None },
             ports: Ports::default(),
             workers: Workers::Auto,
             idle: Idle::Adaptive,
@@ -293,6 +293,7 @@ enum SourceKind {
 struct SourceDocument {
     kind: SourceKind,
     path: Option<PathBuf>,
+    kubeconfig: Option<PathBuf>,
 }
 
 impl Document {
@@ -300,9 +301,12 @@ impl Document {
         let node = self.node.unwrap_or_else(|| node.to_owned());
         let defaults = Config::builtin(&node);
         let source = match (self.source.kind, self.source.path) {
-            (SourceKind::Kubernetes, None) => Source::Kubernetes,
+            (SourceKind::Kubernetes, None) => Source::Kubernetes { kubeconfig: self.source.kubeconfig },
             (SourceKind::Kubernetes, Some(_)) => {
                 return Err(("source.path", "belongs to kind manifests".to_owned()));
+            }
+            (SourceKind::Manifests, _) if self.source.kubeconfig.is_some() => {
+                return Err(("source.kubeconfig", "belongs to kind kubernetes".to_owned()));
             }
             (SourceKind::Manifests, Some(path)) => Source::Manifests { path },
             (SourceKind::Manifests, None) => return Err(("source.path", "must name a folder".to_owned())),

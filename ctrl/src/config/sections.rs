@@ -12,12 +12,15 @@ use super::units::{Queues, Seconds, port_range};
 use crate::model::PortRange;
 
 /// Where cluster state comes from.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Source {
     /// The API server: the in-cluster service account, or a kubeconfig file.
-    #[default]
-    Kubernetes,
+    Kubernetes {
+        /// The kubeconfig; none for the service account.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        kubeconfig: Option<PathBuf>,
+    },
     /// A folder of manifests.
     Manifests {
         /// The folder.

@@ -10,6 +10,7 @@ pub mod cluster_network_policy;
 pub mod egress_gateway;
 pub mod endpoint_slice;
 pub mod ip_pool;
+pub mod live;
 pub mod namespace;
 pub mod network_policy;
 pub mod node;

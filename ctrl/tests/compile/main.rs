@@ -3,6 +3,7 @@
 mod claims;
 mod egress;
 mod host_ports;
+mod incremental;
 mod order;
 mod policy;
 mod policy_oracle;

@@ -306,7 +306,7 @@ prop_compose! {
                 true => vec![format!("192.0.2.{node}").parse().unwrap()],
                 false => vec![
                     format!("10.244.{node}.{}", at + 2).parse().unwrap(),
-                    format!("fd00::{node}:{}", at + 2).parse().unwrap(),
+                    format!("fd00:10:244::{node}:{}", at + 2).parse().unwrap(),
                 ],
             };
             let name = NamespacedName::new(format!("ns{ns}"), format!("pod{at}"));
@@ -378,7 +378,7 @@ proptest! {
         let compiled = compile(&cluster, &view, &Knobs::from(&Config::builtin("node0")), None).unwrap();
         let mut peers: Vec<IpAddr> = cluster.pods.values().flat_map(|p| p.addresses.clone()).collect();
         peers.extend(["198.51.100.1", "198.51.100.200", "203.0.113.1", "192.0.2.1", "192.0.2.2", "10.244.1.200",
-            "10.244.2.1", "2001:db8::1", "fd00::9:9"].map(|ip| ip.parse::<IpAddr>().unwrap()));
+            "10.244.2.1", "2001:db8::1", "fd00:10:244::9:9"].map(|ip| ip.parse::<IpAddr>().unwrap()));
         for name in view.pods.keys() {
             let pod = &cluster.pods[name];
             for peer in &peers {

@@ -93,16 +93,16 @@ apiVersion: v1
 kind: Pod
 metadata: { namespace: default, name: guest }
 spec: { nodeName: node-b }
-status: { phase: Running, podIPs: [{ ip: 10.244.1.77 }, { ip: 203.0.113.9 }] }
+status: { phase: Running, podIPs: [{ ip: 10.244.1.77 }, { ip: 10.244.77.9 }] }
 ";
     let compiled = two_nodes().with(guest).on("node-a");
     let routes = &compiled.tables.routes;
     assert!(matches!(routes.lookup(ip("10.244.1.77")), Some(Route::Tunnel(_))));
-    assert!(matches!(routes.lookup(ip("203.0.113.9")), Some(Route::Tunnel(_))));
+    assert!(matches!(routes.lookup(ip("10.244.77.9")), Some(Route::Tunnel(_))));
     for outer in ["192.0.2.12", "2001:db8::12"] {
         let peer = &routes.peers[&ip(outer)];
         let may = |from: &str| peer.sources.iter().any(|p| p.contains(ip(from)));
-        assert!(may("10.244.2.200") && may("192.0.2.12") && may("10.244.1.77") && may("203.0.113.9"));
+        assert!(may("10.244.2.200") && may("192.0.2.12") && may("10.244.1.77") && may("10.244.77.9"));
         assert!(!may("10.244.1.5") && !may("10.244.3.1") && !may("198.51.100.1"));
     }
 }
@@ -192,4 +192,29 @@ status: { phase: Running, podIPs: [{ ip: 10.244.1.5 }] }
     assert_eq!(&*compiled.tables.pods.by_address(ip("10.244.1.5")).unwrap().name, "default/a");
     assert!(compiled.invalid.iter().any(|f| f.name == "aaa/thief"), "{:?}", compiled.invalid);
     assert!(compiled.local_pod("default/a").addresses.contains(&ip("10.244.1.5")));
+}
+
+#[test]
+fn a_pod_with_an_address_outside_every_pod_network_is_not_reached_by_it_and_reported() {
+    let stray = "
+apiVersion: v1
+kind: Pod
+metadata: { namespace: shop, name: stray }
+spec: { nodeName: node-b }
+status: { podIPs: [{ ip: 203.0.113.77 }, { ip: 'fd00:10:244:2::99' }] }
+";
+    let compiled = two_nodes().with(stray).on("node-a");
+    let found: Vec<String> = compiled.invalid.iter().map(ToString::to_string).collect();
+    let line = "Pod/shop/stray: status.podIPs: 203.0.113.77 lies in no pod network; this pod is not reached by it";
+    assert_eq!(found, [line]);
+    let there = |address| compiled.tables.routes.lookup(ip(address));
+    assert!(!matches!(there("203.0.113.77"), Some(Route::Tunnel(_))), "the world's traffic stays where it went");
+    assert!(matches!(there("fd00:10:244:2::99"), Some(Route::Tunnel(_))), "its other address is as good as any");
+    let pool = "
+apiVersion: sluicegate.dev/v1alpha1
+kind: IPPool
+metadata: { name: edge }
+spec: { use: pods, cidrs: [203.0.113.0/24] }
+";
+    assert!(two_nodes().with(stray).with(pool).on("node-a").invalid.is_empty(), "a pool is a pod network");
 }

@@ -1,0 +1,12 @@
+//! An API server for tests: real HTTP on loopback, the semantics that controllers rely on, and faults on request.
+//!
+//! It stores any object of any collection. What it keeps to: lists with `limit` and `continue`, watches from a version with
+//! bookmarks and time-outs, 410 for versions that are forgotten, optimistic locking, the status subresource, merge patches and
+//! apply, events and leases like any other object. What it does not: validation, defaulting, field ownership, TLS.
+
+pub mod cluster;
+pub mod server;
+pub mod world;
+
+pub use server::Fake;
+pub use world::{Faults, World};

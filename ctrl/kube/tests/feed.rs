@@ -1,0 +1,375 @@
+//! The source against an API server over real HTTP: lists, watches, and everything that goes wrong with them.
+
+use serde_json::{Value, json};
+use sluice_ctrl::source::{Kind, ObjectKey};
+use sluice_fake_apiserver::{Fake, Faults};
+use sluice_kube::feed::{KubeSource, Options, SourceHealth, Update};
+use sluice_kube::follow::{Health, Patience};
+use sluice_kube::state;
+use sluice_kube::writer::{Refusal, TAINT, Verdict};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// What the source has handed over.
+#[derive(Default)]
+struct Seen {
+    objects: BTreeMap<ObjectKey, Value>,
+    health: SourceHealth,
+    /// How often it gave everything anew.
+    wholes: usize,
+}
+
+struct Setup {
+    fake: Fake,
+    seen: Arc<Mutex<Seen>>,
+    folder: tempfile::TempDir,
+    options: Options,
+    source: Option<KubeSource>,
+}
+
+fn impatient() -> Patience {
+    Patience {
+        page: 3,
+        watch: Duration::from_secs(60),
+        silence: Duration::from_millis(1500),
+        first: Duration::from_millis(10),
+        longest: Duration::from_millis(200),
+        absent: Duration::from_millis(50),
+    }
+}
+
+impl Setup {
+    fn new(token: Option<&str>) -> Setup {
+        let fake = Fake::start().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let kubeconfig = fake.kubeconfig(folder.path(), token).unwrap();
+        let options = Options {
+            patience: impatient(),
+            state_dir: Some(folder.path().to_owned()),
+            absent_grace: Duration::from_millis(800),
+            lease: Duration::from_secs(1),
+            ..Options::new("node-a", Some(kubeconfig))
+        };
+        Setup { fake, seen: Arc::default(), folder, options, source: None }
+    }
+
+    fn started(mut self) -> Setup {
+        let seen = self.seen.clone();
+        let take = move |update| {
+            let mut seen = seen.lock().unwrap();
+            match update {
+                Update::Health(health) => seen.health = health,
+                Update::Objects { deltas, all, .. } => {
+                    if all {
+                        seen.objects.clear();
+                        seen.wholes += 1;
+                    }
+                    for delta in deltas {
+                        match delta.object {
+                            Some(raw) => drop(seen.objects.insert(delta.key, raw.value.clone())),
+                            None => drop(seen.objects.remove(&delta.key)),
+                        }
+                    }
+                }
+            }
+        };
+        self.source = Some(KubeSource::start(self.options.clone(), take).unwrap());
+        self
+    }
+
+    fn wait(&self, what: &str, done: impl Fn(&Seen) -> bool) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while !done(&self.seen.lock().unwrap()) {
+            let seen = self.seen.lock().unwrap();
+            assert!(Instant::now() < until, "{what}: {:?} {:?}", seen.objects.keys().collect::<Vec<_>>(), seen.health);
+            drop(seen);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until what was handed over is what the server has.
+    fn wait_equal(&self, what: &str) {
+        let services = || {
+            let list = self.fake.list("api/v1/services");
+            list.iter().map(|s| (text(&s["metadata"]["name"]), s["spec"].clone())).collect::<BTreeMap<_, _>>()
+        };
+        self.wait(what, |seen| {
+            let got = seen.objects.iter().filter(|(k, _)| k.kind == Kind::Service);
+            let got: BTreeMap<_, _> = got.map(|(k, v)| (k.name.clone(), v["spec"].clone())).collect();
+            seen.health.synced && got == services()
+        });
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn service(name: &str, port: u32) -> Value {
+    json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop", "managedFields": [1]},
+        "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": port}]}})
+}
+
+fn gateway(name: &str) -> Value {
+    json!({"apiVersion": "sluicegate.dev/v1alpha1", "kind": "EgressGateway", "metadata": {"name": name},
+        "spec": {"egressIPs": ["192.0.2.50"], "gatewayNodes": {}}})
+}
+
+const GATEWAYS: &str = "apis/sluicegate.dev/v1alpha1/egressgateways";
+
+#[test]
+fn nothing_is_handed_over_before_every_kind_was_in_sync() {
+    let setup = Setup::new(None);
+    for n in 0..7 {
+        setup.fake.apply(service(&format!("s{n}"), 80));
+    }
+    setup.fake.with(|w| w.faults.forbidden.insert("networkpolicies".to_owned()));
+    let setup = setup.started();
+    setup.wait("six kinds", |seen| seen.health.kinds.values().filter(|h| **h == Health::Well).count() == 8);
+    assert_eq!(setup.seen.lock().unwrap().wholes, 0);
+    let problems = setup.seen.lock().unwrap().health.problems();
+    assert!(problems[0].starts_with("NetworkPolicy: forbidden"), "{problems:?}");
+    setup.fake.with(|w| w.faults.forbidden.clear());
+    setup.wait_equal("all in sync");
+    assert_eq!(setup.seen.lock().unwrap().wholes, 1);
+    let pages =
+        setup.fake.with(|w| w.requests.iter().filter(|(_, p)| p.contains("services") && p.contains("limit=3")).count());
+    assert!(pages >= 3, "seven objects in pages of three");
+    // Everything is on disk, stripped, and comes back.
+    let path = state::path(setup.folder.path());
+    let until = Instant::now() + Duration::from_secs(10);
+    while !path.exists() && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let saved = state::load(&path, "node-a").unwrap().unwrap();
+    assert_eq!(saved.deltas.len(), 7);
+    assert!(!std::fs::read_to_string(&path).unwrap().contains("managedFields"));
+}
+
+#[test]
+fn a_list_whose_pages_expire_is_read_whole() {
+    let setup = Setup::new(None);
+    for n in 0..7 {
+        setup.fake.apply(service(&format!("s{n}"), 80));
+    }
+    setup.fake.with(|w| w.faults.expire_pages = true);
+    setup.started().wait_equal("expired pages");
+}
+
+#[test]
+fn a_kind_without_its_crd_is_no_obstacle_and_is_followed_when_the_crd_comes() {
+    let setup = Setup::new(None);
+    setup.fake.apply(service("a", 80));
+    setup.fake.with(|w| w.faults.absent.insert("egressgateways".to_owned()));
+    let setup = setup.started();
+    setup.wait_equal("in sync without the CRD");
+    assert_eq!(setup.seen.lock().unwrap().health.absent(), [Kind::EgressGateway]);
+    setup.fake.apply(gateway("partners"));
+    setup.fake.with(|w| w.faults.absent.clear());
+    setup.wait("the gateway", |seen| seen.objects.keys().any(|k| k.kind == Kind::EgressGateway));
+    // An API server that forgets its CRDs for a moment costs nothing.
+    setup.fake.with(|w| {
+        w.faults.absent.insert("egressgateways".to_owned());
+        w.compact();
+    });
+    setup.fake.apply(gateway("other"));
+    setup.wait("absent again", |seen| seen.health.absent() == [Kind::EgressGateway]);
+    assert!(setup.seen.lock().unwrap().objects.keys().any(|k| k.name == "partners"), "kept for the grace time");
+    setup.wait("gone for good", |seen| !seen.objects.keys().any(|k| k.name == "partners"));
+}
+
+#[test]
+fn forgotten_versions_cut_streams_and_restarts_end_in_what_the_server_has() {
+    let mut setup = Setup::new(None);
+    for n in 0..5 {
+        setup.fake.apply(service(&format!("s{n}"), 80));
+    }
+    setup = setup.started();
+    setup.wait_equal("first");
+    let key = |n: u32| ("shop".to_owned(), format!("s{n}"));
+    // 410: what happened in between is not told, only listed.
+    setup.fake.with(|w| {
+        w.apply(service("s1", 81));
+        w.delete("api/v1/services", &key(0));
+        w.compact();
+    });
+    setup.wait_equal("after 410");
+    // Cut in the middle of a line.
+    setup.fake.with(|w| w.faults.cut_after = Some(1));
+    for n in 0..6 {
+        setup.fake.apply(service("s2", 90 + n));
+        setup.fake.apply(service(&format!("t{n}"), 80));
+    }
+    setup.wait_equal("cut streams");
+    setup.fake.with(|w| w.faults.cut_after = None);
+    // Down, changed meanwhile, up again.
+    setup.fake.stop();
+    setup.wait("the status says it", |seen| !seen.health.problems().is_empty());
+    setup.fake.with(|w| {
+        w.delete("api/v1/services", &key(1));
+        w.apply(service("new", 80));
+    });
+    assert!(setup.seen.lock().unwrap().objects.keys().any(|k| k.name == "s1"), "the last state stands");
+    setup.fake.resume().unwrap();
+    setup.wait_equal("after a restart");
+    setup.wait("well again", |seen| seen.health.problems().is_empty());
+    assert_eq!(setup.seen.lock().unwrap().wholes, 1, "never begun anew");
+}
+
+#[test]
+fn late_double_and_reordered_events_end_in_what_the_server_has() {
+    let setup = Setup::new(None).started();
+    setup.wait_equal("empty");
+    setup.fake.with(|w| w.faults = Faults { duplicate: true, reverse: true, slow_ms: 5, ..Faults::default() });
+    for round in 0..4 {
+        setup.fake.with(|w| {
+            for n in 0..6 {
+                w.apply(service(&format!("s{n}"), 80 + round));
+            }
+            w.delete("api/v1/services", &("shop".to_owned(), format!("s{round}")));
+            if round % 2 == 0 {
+                w.apply(service(&format!("s{round}"), 7));
+            }
+        });
+        std::thread::sleep(Duration::from_millis(30));
+    }
+    setup.wait_equal("shuffled");
+}
+
+#[test]
+fn a_watch_that_says_nothing_is_cut_and_asked_again() {
+    let setup = Setup::new(None).started();
+    setup.wait_equal("empty");
+    setup.fake.with(|w| w.faults.silent = true);
+    setup.fake.apply(service("a", 80));
+    std::thread::sleep(Duration::from_millis(200));
+    setup.fake.with(|w| w.faults.silent = false);
+    setup.fake.apply(service("b", 80));
+    setup.wait_equal("heard again");
+}
+
+#[test]
+fn a_token_that_is_exchanged_is_read_anew_at_once() {
+    let setup = Setup::new(Some("old"));
+    setup.fake.with(|w| w.faults.tokens = vec!["old".to_owned()]);
+    let setup = setup.started();
+    setup.wait_equal("with the old token");
+    setup.fake.with(|w| {
+        w.faults.tokens = vec!["new".to_owned()];
+        w.faults.cut_after = Some(0);
+    });
+    setup.fake.apply(service("a", 80));
+    setup.wait("refused", |seen| seen.health.problems().iter().any(|p| p.contains("refuses our credentials")));
+    setup.fake.with(|w| w.faults.cut_after = None);
+    std::fs::write(setup.folder.path().join("token"), "new").unwrap();
+    let began = Instant::now();
+    setup.wait_equal("with the new token");
+    assert!(began.elapsed() < Duration::from_secs(15), "not after kube's minute");
+}
+
+fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < until, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn status_events_and_the_nodes_condition_are_written_once() {
+    let setup = Setup::new(None);
+    setup.fake.apply(gateway("good"));
+    setup.fake.apply(gateway("bad"));
+    setup.fake.apply(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"},
+        "spec": {"taints": [{"key": TAINT, "effect": "NoSchedule"}, {"key": "other", "effect": "NoSchedule"}]},
+        "status": {"conditions": [{"type": "Ready", "status": "True"}, {"type": "NetworkUnavailable", "status": "True"}]}}));
+    let setup = setup.started();
+    setup.wait_equal("in sync");
+    let source = setup.source.as_ref().unwrap();
+    let key = ObjectKey { kind: Kind::EgressGateway, namespace: String::new(), name: "bad".into() };
+    let refusal = Refusal {
+        key,
+        field: "spec.x".into(),
+        why: "unknown field".into(),
+        effect: Some(sluice_ctrl::import::Effect::FailedClosed),
+    };
+    let verdict = Verdict { refusals: vec![refusal], programmed: true, why_not: None };
+    source.judge(verdict.clone());
+    let node = wait_for("the taint is removed", || {
+        setup.fake.get("api/v1/nodes", "", "node-a").filter(|n| n["spec"]["taints"].as_array().unwrap().len() == 1)
+    });
+    assert_eq!(node["spec"]["taints"][0]["key"], "other");
+    let network =
+        node["status"]["conditions"].as_array().unwrap().iter().find(|c| c["type"] == "NetworkUnavailable").unwrap();
+    assert_eq!((network["status"].as_str(), network["reason"].as_str()), (Some("False"), Some("SluicegateIsUp")));
+    assert!(node["status"]["conditions"].as_array().unwrap().iter().any(|c| c["type"] == "Ready"));
+    let conditions = |name: &str| {
+        let gateway = setup.fake.get(GATEWAYS, "", name)?;
+        let list = gateway["status"]["conditions"].as_array()?.clone();
+        Some(
+            list.iter()
+                .map(|c| format!("{}={}", c["type"].as_str().unwrap(), c["status"].as_str().unwrap()))
+                .collect::<Vec<_>>(),
+        )
+    };
+    assert_eq!(wait_for("status", || conditions("good")), ["Accepted=True", "Programmed=True"]);
+    assert_eq!(
+        wait_for("status", || conditions("bad")),
+        ["Accepted=False", "Programmed=False"],
+        "judged before it is written"
+    );
+    let event = wait_for("an event", || setup.fake.list("api/v1/events").pop());
+    assert_eq!(event["involvedObject"]["name"], "bad");
+    assert_eq!((event["reason"].as_str(), event["type"].as_str()), (Some("FailedClosed"), Some("Warning")));
+    // Nothing changes: nothing is written any more.
+    std::thread::sleep(Duration::from_millis(700));
+    let writes =
+        || setup.fake.with(|w| w.requests.iter().filter(|(m, p)| m != "GET" && !p.contains("/leases")).count());
+    let before = writes();
+    source.judge(verdict);
+    std::thread::sleep(Duration::from_millis(1200));
+    assert_eq!(
+        writes(),
+        before,
+        "{:?}",
+        setup.fake.with(|w| w.requests.iter().filter(|(m, _)| m != "GET").cloned().collect::<Vec<_>>())
+    );
+    assert_eq!(setup.fake.list("api/v1/events").len(), 1);
+    // A new generation is judged anew.
+    let mut changed = gateway("good");
+    changed["spec"]["egressIPs"] = json!(["192.0.2.51"]);
+    changed["status"] = setup.fake.get(GATEWAYS, "", "good").unwrap()["status"].clone();
+    setup.fake.apply(changed);
+    wait_for("observedGeneration follows", || {
+        let gateway = setup.fake.get(GATEWAYS, "", "good")?;
+        (gateway["status"]["conditions"][0]["observedGeneration"] == gateway["metadata"]["generation"]).then_some(())
+    });
+}
+
+/// The same end to end against whatever cluster the environment names; on CI usually none, which is said.
+#[test]
+fn a_real_api_server_where_the_environment_names_one() {
+    let Some(kubeconfig) = std::env::var_os("SLUICE_TEST_KUBECONFIG").or_else(|| std::env::var_os("KUBECONFIG")) else {
+        eprintln!("NOT RUN against a real API server: set KUBECONFIG to a cluster that tests may use");
+        return;
+    };
+    let (sender, updates) = std::sync::mpsc::channel();
+    let options = Options::new("no-such-node", Some(Path::new(&kubeconfig).to_owned()));
+    let _source = KubeSource::start(options, move |update| drop(sender.send(update))).unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    loop {
+        let update =
+            updates.recv_timeout(until.saturating_duration_since(Instant::now())).expect("in sync within a minute");
+        if let Update::Objects { deltas, all: true, .. } = update {
+            let named = |kind, name: &str| deltas.iter().any(|d| d.key.kind == kind && d.key.name == name);
+            assert!(named(Kind::Namespace, "kube-system") && named(Kind::Service, "kubernetes"));
+            assert!(deltas.iter().any(|d| d.key.kind == Kind::Node));
+            return;
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! Following single changes ends in the same bytes as compiling everything anew, whatever the changes and their order.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use sluice_ctrl::compile::{Compiled, Knobs, LocalView, Replay, compile};
+use sluice_ctrl::config::Config;
+use sluice_ctrl::import::Defaults;
+use sluice_ctrl::import::live::{Delta, Live, Touched};
+use sluice_ctrl::model::Cluster;
+use sluice_ctrl::source::{Identified, ObjectSet, Origin, RawObject, identify};
+
+/// Objects that contend for addresses and ports, three versions each.
+fn objects(version: u64) -> Vec<Value> {
+    let v = version;
+    let service = |name: &str, spec: Value| json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop"}, "spec": spec});
+    let slice = |name: &str, service: &str, last: &[u64], port: u64| {
+        let endpoints: Vec<Value> =
+            last.iter().map(|n| json!({"addresses": [format!("10.244.2.{n}")], "nodeName": "node-b"})).collect();
+        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4", "endpoints": endpoints,
+            "metadata": {"name": name, "namespace": "shop", "labels": {"kubernetes.io/service-name": service}}, "ports": [{"port": port}]})
+    };
+    let labelled = |mut service: Value, on: bool| {
+        if on {
+            service["metadata"]["labels"] = json!({"service.kubernetes.io/service-proxy-name": "other"});
+        }
+        service
+    };
+    vec![
+        service("a", json!({"clusterIP": "10.96.0.10", "ports": [{"port": 80 + v}]})),
+        // The same cluster address as another's, sometimes.
+        service("b", json!({"clusterIP": format!("10.96.0.1{v}"), "ports": [{"port": 80}, {"name": "x", "port": 81}]})),
+        service(
+            "c",
+            json!({"type": "NodePort", "clusterIP": "10.96.0.30", "ports": [{"port": 80, "nodePort": 30_000 + v}]}),
+        ),
+        service(
+            "d",
+            json!({"type": "LoadBalancer", "clusterIP": "10.96.0.31", "ports": [{"port": 80, "nodePort": 30_001}], "externalIPs": ["203.0.113.9"]}),
+        ),
+        labelled(service("e", json!({"clusterIP": "10.96.0.33", "ports": [{"port": 80}]})), v == 1),
+        slice("a-1", if v == 2 { "b" } else { "a" }, &[2, 3 + v], 8080),
+        slice("a-2", "a", &[9], 8080 + v),
+        slice("b-1", "b", &[5], 8080),
+        slice("c-1", "c", &[], 80),
+        slice("e-1", "e", &[6], 80),
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "shop", "labels": {"v": v.to_string()}},
+            "spec": {"nodeName": "node-a"}, "status": {"podIP": format!("10.244.1.{}", 5 + v)}}),
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "n", "namespace": "shop"},
+            "spec": {"podSelector": {"matchLabels": {"v": "1"}}, "policyTypes": ["Ingress"]}}),
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-b"}, "spec": {"podCIDR": "10.244.2.0/24"},
+            "status": {"addresses": [{"type": "InternalIP", "address": format!("192.0.2.{}", 12 + v)}]}}),
+    ]
+}
+
+fn delta(value: &Value, there: bool) -> Delta {
+    let Ok(Identified::Key(key)) = identify(value) else { panic!("{value}") };
+    let raw = RawObject { value: value.clone(), origin: Origin::ApiServer };
+    Delta { key, object: there.then(|| Arc::new(raw)) }
+}
+
+fn own_node() -> Delta {
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"}, "spec": {"podCIDR": "10.244.1.0/24"},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.11"}]}});
+    delta(&node, true)
+}
+
+/// A node that follows.
+struct Follower {
+    live: Live,
+    cluster: Cluster,
+    view: LocalView,
+    knobs: Knobs,
+    last: Option<Compiled>,
+    touched: Touched,
+}
+
+impl Follower {
+    fn new() -> Follower {
+        let (mut live, mut cluster) = (Live::default(), Cluster::default());
+        live.apply(&mut cluster, own_node(), &mut Touched::default());
+        let view = LocalView::derived(&cluster, "node-a", &Replay::default()).unwrap();
+        let knobs = Knobs::from(&Config::builtin("node-a"));
+        Follower { live, cluster, view, knobs, last: None, touched: Touched::default() }
+    }
+
+    /// As the agent does it.
+    fn take(&mut self, deltas: impl IntoIterator<Item = Delta>) {
+        let mut touched = Touched::default();
+        for delta in deltas {
+            self.live.apply(&mut self.cluster, delta, &mut touched);
+        }
+        self.touched = touched;
+        self.last = Some(compile(&self.cluster, &self.view, &self.knobs, self.last.as_ref()).unwrap());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn any_changes_in_any_order_end_in_the_bytes_of_what_is_left(
+        events in prop::collection::vec((0..13usize, 0..4u64), 1..40),
+        burst in 1..4usize,
+    ) {
+        let mut follower = Follower::new();
+        let mut set = ObjectSet::default();
+        let own = own_node();
+        set.objects.insert(own.key, own.object.unwrap());
+        for events in events.chunks(burst) {
+            let changes: Vec<Delta> = events.iter().map(|(which, v)| delta(&objects(v % 3)[*which], *v < 3)).collect();
+            for change in &changes {
+                match &change.object {
+                    Some(raw) => drop(set.objects.insert(change.key.clone(), raw.clone())),
+                    None => drop(set.objects.remove(&change.key)),
+                }
+            }
+            follower.take(changes);
+        }
+        let (cluster, _) = Cluster::build(&set, &Defaults::default());
+        let fresh = compile(&cluster, &follower.view, &follower.knobs, None).unwrap();
+        let last = follower.last.unwrap();
+        prop_assert_eq!(last.tables.dump(), fresh.tables.dump());
+        prop_assert_eq!(last.invalid, fresh.invalid);
+        prop_assert_eq!(last.steering, fresh.steering);
+    }
+}
+
+#[test]
+fn an_endpoint_change_builds_its_service_and_its_shard_alone() {
+    let mut follower = Follower::new();
+    follower.take(objects(0).iter().map(|object| delta(object, true)));
+    let before = follower.last.as_ref().unwrap().tables.clone();
+    follower.take([delta(&objects(1)[6], true)]);
+    assert!(!follower.touched.others);
+    let after = &follower.last.as_ref().unwrap().tables;
+    let changed = before.services.shards.iter().zip(&after.services.shards).filter(|(a, b)| !Arc::ptr_eq(a, b));
+    assert_eq!(changed.count(), 1);
+    assert!(Arc::ptr_eq(&before.policy, &after.policy) && Arc::ptr_eq(&before.pods, &after.pods));
+}
+
+#[test]
+fn a_service_that_another_proxy_takes_is_gone_and_comes_back() {
+    let mut follower = Follower::new();
+    follower.take(objects(0).iter().map(|object| delta(object, true)));
+    let count = |f: &Follower| {
+        let shards = &f.last.as_ref().unwrap().tables.services.shards;
+        shards.iter().flat_map(|s| s.frontends.values()).filter(|f| f.name.starts_with("shop/e:")).count()
+    };
+    assert_eq!(count(&follower), 1);
+    follower.take([delta(&objects(1)[4], true)]);
+    assert_eq!(count(&follower), 0);
+    follower.take([delta(&objects(2)[4], true)]);
+    assert_eq!(count(&follower), 1);
+}

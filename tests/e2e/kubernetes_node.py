@@ -1,0 +1,228 @@
+"""One node that follows an API server: the tests' own, a process in the node's namespace, over real HTTP."""
+
+import json
+import os
+import time
+
+from small_cluster import NODE, SmallCluster  # first: it sets the path
+from namespaces import wait_until
+from probes import Refused, Silence, fetch
+
+PORT = 6443
+TAINT = "sluicegate.dev/agent-not-ready"
+SERVICE_IP, SERVICE_IP6 = "10.96.0.10", "fd00:10:96::10"
+
+CONFIG = """\
+node: node-a
+source: {{ kind: kubernetes, kubeconfig: {run_dir}/kubeconfig }}
+ports:
+  uplink: {{ driver: af_xdp, interface: eth0 }}
+cidrs: {{ pods: [10.244.0.0/16, "fd00:10:244::/56"], services: [10.96.0.0/12, "fd00:10:96::/112"] }}
+socket: {run_dir}/node-a/sluiced.sock
+state_dir: {run_dir}/node-a/state
+cni: {{ install: never }}
+"""
+
+
+def expect(holds, text):
+    if not holds:
+        raise AssertionError(text)
+
+
+def node_object():
+    return {
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"},
+        "spec": {"podCIDR": NODE.pod_cidrs[0], "podCIDRs": list(NODE.pod_cidrs), "taints": [{"key": TAINT, "effect": "NoSchedule"}]},
+        "status": {"addresses": [{"type": "InternalIP", "address": address} for address in NODE.addresses],
+                   "conditions": [{"type": "Ready", "status": "True"}]},
+    }
+
+
+def pod_object(name, addresses=()):
+    return {
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default", "uid": f"default-{name}", "labels": {"app": name}},
+        "spec": {"nodeName": "node-a", "containers": [{"name": "c", "image": "c"}]},
+        "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}],
+                   "podIPs": [{"ip": address} for address in addresses]},
+    }
+
+
+def service_objects(addresses, name="web", cluster_ips=(SERVICE_IP, SERVICE_IP6)):
+    """A Service and its slices, one for each family; without addresses the slices are empty."""
+    meta = {"namespace": "default", "labels": {"kubernetes.io/service-name": name}}
+    service = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "default"},
+               "spec": {"clusterIP": cluster_ips[0], "clusterIPs": list(cluster_ips), "ports": [{"port": 80, "targetPort": 8080}]}}
+    slices = []
+    for family, kind in ((4, "IPv4"), (6, "IPv6")):
+        own = [a for a in addresses if (":" in a) == (family == 6)]
+        slices.append({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "metadata": {"name": f"{name}-{family}", **meta},
+                       "addressType": kind, "ports": [{"port": 8080}],
+                       "endpoints": [{"addresses": [a], "nodeName": "node-a", "conditions": {"ready": True}} for a in own]})
+    return [service, *slices]
+
+
+class KubernetesNode(SmallCluster):
+    """A node, some pods without addresses of their own, and an API server."""
+
+    server = None
+
+    def make(self):
+        super().make()
+        with open(self.node.config, "w", encoding="utf-8") as file:
+            file.write(CONFIG.format(run_dir=self.run_dir))
+        with open(f"{self.run_dir}/kubeconfig", "w", encoding="utf-8") as file:
+            json.dump({"apiVersion": "v1", "kind": "Config", "current-context": "x",
+                       "clusters": [{"name": "x", "cluster": {"server": f"http://127.0.0.1:{PORT}"}}],
+                       "users": [{"name": "x", "user": {}}],
+                       "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x", "namespace": "kube-system"}}]}, file)
+        self.node.namespace.ip("link", "set", "lo", "up")
+        self.start_server([node_object(), {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}}])
+        return self
+
+    def start_server(self, objects):
+        path = f"{self.run_dir}/objects.json"
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(objects, file)
+        self.server = self.processes.start("apiserver", self.node.namespace, self.program("fake-apiserver"),
+                                           "--listen", f"127.0.0.1:{PORT}", "--objects", path)
+        wait_until("the API server answers", lambda: self.ask("/api/v1/nodes", check=False) is not None, 10)
+
+    def stop_server(self):
+        self.processes.end(self.server)
+
+    def ask(self, path, body=None, check=True):
+        """GET, or POST of a body, to the API server."""
+        send = ["--data-binary", json.dumps(body), "-H", "Content-Type: application/json"] if body is not None else []
+        done = self.node.namespace.run("curl", "-sf", "--max-time", "5", *send, f"http://127.0.0.1:{PORT}{path}", check=check)
+        return json.loads(done.stdout) if done.returncode == 0 and done.stdout else None
+
+    def apply(self, *objects):
+        self.ask("/fake/apply", list(objects))
+
+    def add(self, name):
+        """What scheduler, kubelet and runtime do: the object, ADD, the addresses into the object. Returns the addresses."""
+        pod = self.pods[f"default/{name}"]
+        self.apply(pod_object(name))
+        result = pod.attach()
+        addresses = [entry["address"].split("/")[0] for entry in result["ips"]]
+        self.apply(pod_object(name, addresses))
+        pod.serve()
+        return addresses
+
+    def problems(self):
+        problems = self.node.api("/v1/status")["problems"]
+        return [" ".join(str(p.get(part) or "") for part in ("object", "field", "reason")) for p in problems]
+
+    def readyz(self):
+        done = self.node.namespace.run("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "http://127.0.0.1:9765/readyz", check=False)
+        return done.stdout
+
+
+def reaches(pod, address, port=80):
+    try:
+        return fetch(pod.namespace, address, port=port, patience=1.0) is not None
+    except (Silence, Refused, OSError, AssertionError):
+        return False
+    except Exception:  # whatever curl or the probe says: no answer
+        return False
+
+
+def a_node_follows_the_api_server_and_goes_on_without_it(bin_dir):
+    with KubernetesNode(bin_dir) as cluster:
+        cluster.node.start()
+        wait_until("ready", lambda: cluster.readyz() == "200", 5)
+        wait_until("the taint is gone", lambda: not cluster.ask("/api/v1/nodes/node-a")["spec"].get("taints"), 5)
+        node = cluster.ask("/api/v1/nodes/node-a")
+        network = [c for c in node["status"]["conditions"] if c["type"] == "NetworkUnavailable"]
+        expect(network and network[0]["status"] == "False", f"{node['status']}")
+
+        stranger = cluster.pods["default/pod-0"].cni("ADD")
+        expect(stranger.returncode == 11 or '"code":11' in stranger.stdout.replace(" ", ""),
+               f"a pod that the API server has not shown: {stranger.returncode} {stranger.stdout}")
+
+        client = cluster.pods["default/pod-0"]
+        cluster.add("pod-0")
+        backend = cluster.add("pod-1")
+        cluster.apply(*service_objects([]))
+        expect(not reaches(client, SERVICE_IP), "a Service without endpoints answers")
+        # The watch event, and nothing else, makes it answer.
+        cluster.apply(*service_objects(backend)[1:])
+        for address in (SERVICE_IP, SERVICE_IP6):
+            wait_until(f"{address} forwards", lambda a=address: reaches(client, a), 3)
+
+        # Another proxy's Service is none of ours, from one event to the next.
+        label = service_objects(backend)[0]
+        label["metadata"]["labels"] = {"service.kubernetes.io/service-proxy-name": "other"}
+        cluster.apply(label)
+        wait_until("the other proxy's Service", lambda: not reaches(client, SERVICE_IP), 3)
+        cluster.apply(service_objects(backend)[0])
+        wait_until("ours again", lambda: reaches(client, SERVICE_IP), 3)
+
+        # The API server goes: traffic does not.
+        time.sleep(11)  # the last good state is written at most every ten seconds
+        cluster.stop_server()
+        wait_until("the status says so", lambda: any("cannot be reached" in p for p in cluster.problems()), 20)
+        expect(reaches(client, SERVICE_IP) and reaches(client, SERVICE_IP6), "traffic stopped with the API server")
+        expect(cluster.readyz() == "200", "liveness and readiness follow the API server")
+
+        # A start without it: the last good state, and the status says so.
+        cluster.node.kill()
+        cluster.node.start()
+        wait_until("the Service forwards after a start without an API server", lambda: reaches(client, SERVICE_IP), 5)
+        expect(any("last good state" in p for p in cluster.problems()), f"{cluster.problems()}")
+        expect(cluster.readyz() == "503", "ready without an API server")
+
+        # It comes back with one endpoint less.
+        cluster.start_server([node_object(), {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}},
+                              pod_object("pod-0"), pod_object("pod-1", backend), *service_objects([])])
+        wait_until("the new state is in force", lambda: not reaches(client, SERVICE_IP), 20)
+        wait_until("ready again", lambda: cluster.readyz() == "200", 5)
+        expect(not any("last good state" in p for p in cluster.problems()), f"{cluster.problems()}")
+
+
+def objects_that_make_no_sense_cost_what_they_touch_and_are_told(bin_dir):
+    with KubernetesNode(bin_dir) as cluster:
+        cluster.ask("/fake/faults", {"absent": ["clusternetworkpolicies"]})
+        cluster.node.start()
+        client = cluster.pods["default/pod-0"]
+        cluster.add("pod-0")
+        backend = cluster.add("pod-1")
+        cluster.apply(*service_objects(backend))
+        wait_until("the Service forwards", lambda: reaches(client, SERVICE_IP), 3)
+        expect("ClusterNetworkPolicy" in cluster.node.sluice("status").stdout, "no line about the missing CRD")
+        bad_port = service_objects(backend, "bad-port", ("10.96.0.20", "fd00:10:96::20"))[0]
+        bad_port["spec"]["ports"] = [{"port": 70000}, {"name": "good", "port": 81, "targetPort": 8080}]
+        twin = service_objects(backend, "webtwin")[0]
+        stray = pod_object("stray", ["203.0.113.77"])
+        stray["spec"]["nodeName"] = "node-a"
+        policy = {"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "odd", "namespace": "default"},
+                  "spec": {"podSelector": {"matchLabels": {"app": "pod-1"}}, "policyTypes": ["Ingress"],
+                           "ingress": [{"from": [{"serviceAccountSelector": {}}]}]}}
+        gateway = {"apiVersion": "sluicegate.dev/v1alpha1", "kind": "EgressGateway", "metadata": {"name": "odd"},
+                   "spec": {"egressIPs": ["192.0.2.50"], "gatewayNodes": {}, "podSelector": {"matchLabels": {"app": "nobody"}}, "colour": "red"}}
+        cluster.apply(bad_port, twin, stray, gateway)
+        said = {}
+
+        def told(name, kind):
+            events = cluster.ask("/api/v1/events")["items"]
+            said[name] = [e["message"] for e in events if e["involvedObject"]["name"] == name and e["involvedObject"]["kind"] == kind]
+            return said[name]
+        for name, kind in (("bad-port", "Service"), ("webtwin", "Service"), ("odd", "EgressGateway"), ("stray", "Pod")):
+            wait_until(f"an event about {name}", lambda n=name, k=kind: told(n, k), 20)
+        expect("70000" in said["bad-port"][0] and "no pod network" in said["stray"][0], f"{said}")
+        expect("default/web already" in said["webtwin"][0], f"{said}")
+        expect(reaches(client, SERVICE_IP), "the good Service went with the bad one")
+
+        def conditions():
+            status = cluster.ask("/apis/sluicegate.dev/v1alpha1/egressgateways/odd").get("status", {})
+            return {c["type"]: c["status"] for c in status.get("conditions", [])}
+        wait_until("the gateway's conditions", lambda: conditions().get("Accepted") == "False", 20)
+        # A peer of a type we do not know admits nobody to the pods it selects.
+        cluster.apply(policy)
+        wait_until("closed", lambda: not reaches(client, SERVICE_IP), 5)
+        wait_until("an event about the policy", lambda: told("odd", "NetworkPolicy"), 20)
+        wait_until("listed", lambda: any("serviceAccountSelector" in p for p in cluster.problems()), 3)
+
+
+TESTS = [a_node_follows_the_api_server_and_goes_on_without_it, objects_that_make_no_sense_cost_what_they_touch_and_are_told]
