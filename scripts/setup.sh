@@ -27,6 +27,7 @@ ctr containerd
 runc runc
 busybox busybox-static
 ethtool ethtool
+valgrind valgrind
 /usr/bin/python3 python3
 /usr/lib/python3/dist-packages/scapy python3-scapy
 /usr/lib/python3/dist-packages/yaml python3-yaml

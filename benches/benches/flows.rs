@@ -2,7 +2,7 @@
 //! with the same keys and 64-byte values beside it.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use sluice_engine::flow::{Common, Entry, Entry4, FlowTable, Key4, Side, State, Tuple};
+use sluice_engine::flow::{Common, Entry, Entry4, FlowTable, Key4, Side, Slot, State, Tuple};
 use sluice_engine::item::BATCH;
 use sluice_tables::Address;
 use std::hint::black_box;
@@ -59,7 +59,7 @@ fn plain_reverse(n: u32) -> (Address, Address, u16, u16, u8) {
 
 fn look_up(table: &FlowTable<Entry4>, keys: &[Key4]) -> u32 {
     let mut hashes = [0; BATCH];
-    let mut slots = [None; BATCH];
+    let mut slots = [Slot::NONE; BATCH];
     for (hash, key) in hashes.iter_mut().zip(keys) {
         *hash = table.hash(key);
         table.prefetch_bucket(*hash);
@@ -68,13 +68,16 @@ fn look_up(table: &FlowTable<Entry4>, keys: &[Key4]) -> u32 {
         *slot = table.candidate(hash);
     }
     for (slot, hash) in slots.iter_mut().zip(hashes) {
-        *slot = slot.or_else(|| table.second_candidate(hash));
+        if *slot == Slot::NONE {
+            *slot = table.second_candidate(hash);
+        }
     }
     let mut found = 0;
     for (slot, key) in slots.iter().zip(keys) {
-        let entry = slot.and_then(|s| table.get(s)).filter(|e| e.key() == key);
+        let entry = table.get(*slot).filter(|e| e.key() == key);
         // A tag that two flows share.
-        let entry = entry.or_else(|| slot.and(table.find(key)).and_then(|s| table.get(s)));
+        let shared = || if *slot == Slot::NONE { None } else { table.find(key) };
+        let entry = entry.or_else(|| shared().and_then(|s| table.get(s)));
         found += entry.map_or(0, |e| u32::from(e.common().state != 0));
     }
     found

@@ -34,9 +34,9 @@ fn stream(c: &mut Criterion, name: &str, frame: &[u8], port: u16, back: Option<(
                 assert!(left == 0 || left == BATCH, "{left} left");
                 let all = sluice_port::Capabilities { chained: true, max_frame: 65_535, ..Default::default() };
                 node.workers[0].open_lane(out, all);
-                (0..BATCH).map(|_| Item::received(node.frame(0, frame), port)).collect::<Vec<_>>()
+                (0..BATCH).map(|_| node.frame_on(0, frame, port)).collect::<Vec<_>>()
             },
-            |items| node.borrow_mut().workers[0].receive(items),
+            |burst| node.borrow_mut().workers[0].receive(burst),
             BatchSize::PerIteration,
         );
     });
@@ -64,8 +64,7 @@ fn handoff(c: &mut Criterion) {
     let pool = FramePool::new(PoolOptions { frames: 256, huge_pages: false }).expect("memory");
     let mut cache = pool.cache();
     let mut ends = Handoff::mesh(2);
-    let mut items: Vec<Item> =
-        (0..BATCH).filter_map(|_| cache.alloc()).map(|frame| Item::received(frame, POD_A)).collect();
+    let mut items: Vec<Item> = (0..BATCH).filter_map(|_| cache.alloc()).map(Item::received).collect();
     let mut group = c.benchmark_group("handoff");
     group.throughput(Throughput::Elements(BATCH as u64));
     group.bench_function("push-and-pop", |b| {

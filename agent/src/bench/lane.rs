@@ -1,71 +1,118 @@
-//! A port made of two vectors: frames that were prepared go in, frames that were sent come out, or are freed at once as a
-//! device's completions would be while time is taken. No device, no copy.
+//! A port made of two rings: a round of prepared frames goes in, frames that were sent come out, or are freed at once as a
+//! device's completions would be while time is taken. No device, no copy of a packet, no locked instruction: a worker pays
+//! here what the cheapest driver would cost it, one descriptor taken and one given back.
 
+use rtrb::{Consumer, Producer, RingBuffer};
+use sluice_port::prefetch::prefetch;
 use sluice_port::{Burst, Capabilities, Frame, PoolCache, PortMode, PortStats, Queue};
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Frames to receive (the last one first) and frames sent.
-#[derive(Default)]
-struct Ends {
-    prepared: Vec<Frame>,
-    sent: Vec<Frame>,
+/// Frames that are handed over together.
+const CHUNK: usize = 64;
+
+/// The bench's end.
+pub struct Lane {
+    /// What is being prepared.
+    chunk: Burst,
+    chunks: Producer<Burst>,
+    /// Vectors that are empty again.
+    spare: Consumer<Burst>,
+    sent: Consumer<Frame>,
+    keep: Arc<AtomicBool>,
 }
 
-#[derive(Default)]
-struct Shared {
-    ends: Mutex<Ends>,
-    keep: AtomicBool,
+struct LaneQueue {
+    chunks: Consumer<Burst>,
+    /// A chunk of which the worker had room for a part only, the rest of it.
+    rest: Burst,
+    spare: Producer<Burst>,
+    sent: Producer<Frame>,
+    keep: Arc<AtomicBool>,
 }
 
-/// The bench's hold on a lane.
-#[derive(Clone, Default)]
-pub struct Lane(Arc<Shared>);
+/// A lane for rounds of at most so many frames, and the worker's end of it.
+pub fn open(frames: usize) -> (Lane, Box<dyn Queue>) {
+    let places = frames.div_ceil(CHUNK) + 1;
+    let (to_worker, chunks) = RingBuffer::new(places);
+    let (to_spare, spare) = RingBuffer::new(places);
+    let (to_bench, sent) = RingBuffer::new(frames);
+    let keep = Arc::new(AtomicBool::new(false));
+    let lane = Lane { chunk: Vec::with_capacity(CHUNK), chunks: to_worker, spare, sent, keep: Arc::clone(&keep) };
+    (lane, Box::new(LaneQueue { chunks, rest: Vec::with_capacity(CHUNK), spare: to_spare, sent: to_bench, keep }))
+}
 
 impl Lane {
-    fn ends(&self) -> MutexGuard<'_, Ends> {
-        self.0.ends.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Puts a frame in line; it goes with the next [`start`](Self::start) at the latest. `None`: the lane is full.
+    pub fn prepare(&mut self, frame: Frame) -> Option<()> {
+        self.chunk.push(frame);
+        if self.chunk.len() < CHUNK { Some(()) } else { self.start() }
     }
 
-    /// Puts a frame in line.
-    pub fn prepare(&self, frame: Frame) {
-        self.ends().prepared.push(frame);
+    /// Hands the rest of what is prepared to the worker. `None`: the lane is full.
+    pub fn start(&mut self) -> Option<()> {
+        if self.chunk.is_empty() {
+            return Some(());
+        }
+        let next = self.spare.pop().unwrap_or_else(|_| Vec::with_capacity(CHUNK));
+        self.chunks.push(std::mem::replace(&mut self.chunk, next)).ok()
     }
 
     /// Whether frames that are sent are kept for [`drain_sent`](Self::drain_sent) or freed.
     pub fn keep(&self, keep: bool) {
-        self.0.keep.store(keep, Ordering::Relaxed);
+        self.keep.store(keep, Ordering::Relaxed);
     }
 
     /// Calls `f` with every frame that was sent.
-    pub fn drain_sent(&self, mut f: impl FnMut(Frame)) {
-        self.ends().sent.drain(..).for_each(&mut f);
-    }
-
-    /// The worker's end.
-    pub fn queue(&self) -> Box<dyn Queue> {
-        Box::new(LaneQueue(self.clone()))
+    pub fn drain_sent(&mut self, mut f: impl FnMut(Frame)) {
+        while let Ok(frame) = self.sent.pop() {
+            f(frame);
+        }
     }
 }
 
-struct LaneQueue(Lane);
-
 impl Queue for LaneQueue {
     fn rx(&mut self, _: &mut PoolCache, out: &mut Burst, max: usize) -> usize {
-        let prepared = &mut self.0.ends().prepared;
-        let n = prepared.len().min(max);
-        let from = prepared.len() - n;
-        out.extend(prepared.drain(from..));
+        let mut chunk = match self.rest.is_empty() {
+            true => match self.chunks.pop() {
+                Ok(chunk) => chunk,
+                Err(_) => return 0,
+            },
+            false => std::mem::take(&mut self.rest),
+        };
+        let n = chunk.len().min(max);
+        if n == chunk.len() {
+            out.append(&mut chunk);
+            // A full ring of spare vectors frees this one.
+            let _ = self.spare.push(chunk);
+        } else {
+            out.extend(chunk.drain(..n));
+            self.rest = chunk;
+        }
+        // As drivers do that know what comes next in their ring: the next burst's headers are on their way while the worker
+        // has this one in hand.
+        if let Ok(next) = self.chunks.peek() {
+            for frame in next {
+                prefetch(frame.data_ptr());
+                prefetch(frame.data_ptr().wrapping_add(64));
+            }
+        }
         n
     }
 
     fn tx(&mut self, cache: &mut PoolCache, frames: &mut Burst) -> usize {
-        let n = frames.len();
-        if self.0.0.keep.load(Ordering::Relaxed) {
-            self.0.ends().sent.append(frames);
-        } else {
-            frames.drain(..).for_each(|frame| cache.free(frame));
+        if !self.keep.load(Ordering::Relaxed) {
+            let n = frames.len();
+            cache.free_first(frames, n);
+            return n;
+        }
+        let n = frames.len().min(self.sent.slots());
+        for frame in frames.drain(..n) {
+            // There is room for `n`: only the bench takes out.
+            if let Err(rtrb::PushError::Full(frame)) = self.sent.push(frame) {
+                cache.free(frame);
+            }
         }
         n
     }
@@ -88,9 +135,10 @@ impl Queue for LaneQueue {
         None
     }
 
-    fn close(self: Box<Self>, cache: &mut PoolCache) {
-        let mut ends = self.0.ends();
-        let Ends { prepared, sent } = &mut *ends;
-        prepared.drain(..).chain(sent.drain(..)).for_each(|frame| cache.free(frame));
+    fn close(mut self: Box<Self>, cache: &mut PoolCache) {
+        self.rest.drain(..).for_each(|frame| cache.free(frame));
+        while let Ok(chunk) = self.chunks.pop() {
+            chunk.into_iter().for_each(|frame| cache.free(frame));
+        }
     }
 }

@@ -1,14 +1,7 @@
 //! The machine a figure was taken on: processor, load, pages, clocks.
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use rustix::time::{ClockId, clock_gettime};
-use std::time::Duration;
-
-/// CPU time of the calling thread, in nanoseconds. Time in which it was descheduled does not count.
-pub fn thread_cpu() -> u64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32).as_nanos() as u64
-}
+pub use sluice_port::ticks::thread_cpu;
 
 /// The processor's name; empty if the kernel does not say.
 pub fn cpu_name() -> String {

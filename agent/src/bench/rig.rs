@@ -5,14 +5,14 @@
 //! fresh in each round.
 
 use super::cluster::Bed;
-use super::lane::Lane;
+use super::lane::{self, Lane};
 use super::machine;
 use super::packets::{self, ACK, SYN, SYN_ACK, Segment, Shot, Tunnel};
 use super::scenario::{From, Scenario};
 use anyhow::{Context, Result, bail};
 use sluice_engine::handoff::Handoff;
 use sluice_engine::{Counters, Pipeline, Shared, Worker, WorkerOptions};
-use sluice_port::{Checksum, Frame, FramePool, PoolCache, PoolOptions};
+use sluice_port::{Checksum, Frame, FramePool, PoolCache, PoolOptions, staggered};
 use sluice_snapshot::Writer;
 use sluice_tables::{Address, Tables};
 use std::sync::Arc;
@@ -77,21 +77,26 @@ impl Station {
 
     /// Puts a shot's frame in line on its port.
     fn load(&mut self, shot: &Shot) -> Result<()> {
-        let lane = self.lanes.get(usize::from(shot.port)).and_then(Option::as_ref).context("no such lane")?;
+        let lane = self.lanes.get_mut(usize::from(shot.port)).and_then(Option::as_mut).context("no such lane")?;
         let mut frame = self.worker.pipeline().cache_mut().alloc().context("the frame pool is empty")?;
-        let bytes = frame.reset(usize::from(shot.len)).context("a frame is longer than a chunk")?;
+        let (at, len) = (staggered(frame.index()), usize::from(shot.len));
+        let bytes = frame.reset_at(at, len).context("a frame is longer than a chunk")?;
         let n = usize::from(shot.head_len);
         bytes[..n].copy_from_slice(&shot.head[..n]);
         bytes[n..].fill(0);
         frame.checksum = Checksum::None;
-        lane.prepare(frame);
-        Ok(())
+        lane.prepare(frame).context("a round is longer than a lane")
+    }
+
+    /// Hands what was loaded to the worker.
+    fn start(&mut self) -> Result<()> {
+        self.lanes.iter_mut().flatten().try_for_each(Lane::start).context("a round was left in its lane")
     }
 
     /// Takes everything that was sent.
     fn drain(&mut self, mut f: impl FnMut(u16, &[u8])) {
         let cache: &mut PoolCache = self.worker.pipeline().cache_mut();
-        for (port, lane) in (0u16..).zip(&self.lanes) {
+        for (port, lane) in (0u16..).zip(&mut self.lanes) {
             let Some(lane) = lane else { continue };
             lane.drain_sent(|frame: Frame| {
                 f(port, frame.head());
@@ -134,12 +139,12 @@ impl Rig {
             let tables = Arc::clone(&bed.tables);
             let pipeline = Pipeline::new(options, tables, Arc::clone(&shared), pool.cache(), handoff)?;
             let mut worker = Worker::new(pipeline, writer.reader());
-            let mut lanes = vec![None; bed.view.pods.len() + 8];
+            let mut lanes: Vec<Option<Lane>> = (0..bed.view.pods.len() + 8).map(|_| None).collect();
             let pods = bed.view.pods.values().filter(|pod| pod.worker == id).map(|pod| pod.port);
             let host = (id == 0).then_some(bed.view.host.port);
             for port in pods.chain(host).chain([bed.view.uplink.port]) {
-                let lane = Lane::default();
-                worker.attach(port, lane.queue());
+                let (lane, queue) = lane::open(ROUND);
+                worker.attach(port, queue);
                 *lanes.get_mut(usize::from(port)).context("port numbers have gaps")? = Some(lane);
             }
             stations.push(Station { counters: worker.counters(), worker, lanes });
@@ -254,6 +259,7 @@ impl Rig {
         for (station, shot) in shots {
             self.stations[usize::from(*station)].load(shot)?;
         }
+        self.stations.iter_mut().try_for_each(Station::start)?;
         let target = self.finished() + shots.len() as u64;
         let clock = Stopwatch::start();
         let now = self.now();
@@ -302,6 +308,7 @@ impl Rig {
         for (station, shot) in shots {
             self.stations[usize::from(*station)].load(shot)?;
         }
+        self.stations.iter_mut().try_for_each(Station::start)?;
         let before: Vec<u64> = self.stations.iter().map(Station::finished).collect();
         let done: Vec<AtomicU64> = before.iter().map(|_| AtomicU64::new(0)).collect();
         let (ready, cpus) = (AtomicU64::new(0), machine::cpus());

@@ -13,7 +13,6 @@ use inputs::Input;
 use script::Script;
 use sluice_ctrl::config::Config;
 use sluice_engine::handoff::Handoff;
-use sluice_engine::item::Item;
 use sluice_engine::{Pipeline, Shared, WorkerOptions};
 use sluice_port::capture::{PcapWriter, Resolution};
 use sluice_port::{Capabilities, FramePool, PoolOptions};
@@ -140,10 +139,11 @@ impl Node {
         self.recorder.clear();
         let at = self.receiver(input);
         let worker = &mut self.workers[at];
-        let Some(frame) = worker.cache_mut().alloc_copy(&input.bytes) else {
+        let Some(mut frame) = worker.cache_mut().alloc_copy(&input.bytes) else {
             bail!("packet {n}: the replay's frame pool is empty");
         };
-        worker.receive(&mut vec![Item::received(frame, input.port)]);
+        frame.port = input.port;
+        worker.receive(&mut vec![frame]);
         let mut handed = Vec::new();
         loop {
             let mut moved = 0;

@@ -7,7 +7,6 @@ use sluice_ctrl::config::Config;
 use sluice_ctrl::import::{Defaults, Importer};
 use sluice_ctrl::source::{Identified, ObjectSet, Origin, RawObject, identify};
 use sluice_engine::handoff::Handoff;
-use sluice_engine::item::Item;
 use sluice_engine::trace::{Event, Note, Trace};
 use sluice_engine::{Pipeline, Reason, Shared, WorkerOptions};
 use sluice_port::{Capabilities, FramePool};
@@ -159,8 +158,9 @@ impl Node {
             None if port == self.view.host.port => 0,
             None => queue % self.workers.len(),
         };
-        let frame = self.workers[at].cache_mut().alloc_copy(&bytes).expect("a free frame");
-        self.workers[at].receive(&mut vec![Item::received(frame, port)]);
+        let mut frame = self.workers[at].cache_mut().alloc_copy(&bytes).expect("a free frame");
+        frame.port = port;
+        self.workers[at].receive(&mut vec![frame]);
         let mut handed = Vec::new();
         while self.workers.iter_mut().map(|worker| worker.take_handed(&mut handed)).sum::<usize>() > 0 {}
         let mut out = None;

@@ -129,8 +129,9 @@ pub struct Item {
 }
 
 impl Item {
-    /// A frame just received on `port`.
-    pub fn received(frame: Frame, port: u16) -> Self {
+    /// A frame just received on the port that it names.
+    pub fn received(frame: Frame) -> Self {
+        let port = frame.port;
         Item { frame, meta: Meta { port, ..Meta::default() }, note: None }
     }
 

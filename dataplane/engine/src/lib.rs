@@ -5,6 +5,7 @@
 //! the packet's walk.
 
 pub mod affinity;
+mod batch;
 pub mod counters;
 pub mod flow;
 pub mod gro;

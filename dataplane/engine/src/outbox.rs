@@ -133,17 +133,18 @@ impl Outbox {
         self.lanes.get(usize::from(port)).is_some_and(Option::is_some)
     }
 
-    /// Queues a frame in the ordinary case; gives it back where [`push`](Self::push) must look: no lane, no room, or a
-    /// device that wants segments joined. The caller counts.
+    /// Queues the next `n` of `frames`, in the ordinary case; 0 and nothing taken where [`push`](Self::push) must look, frame by
+    /// frame: no lane, no room, a rate, or a device that wants segments joined. The caller counts. Frames go from vector to vector:
+    /// through an `Option` each is taken apart and waits for its own stores, which measured 4 ns.
     #[inline(always)]
-    pub fn push_plain(&mut self, port: u16, frame: Frame) -> Result<(), Frame> {
+    pub fn extend_plain(&mut self, port: u16, frames: &mut std::vec::Drain<'_, Frame>, n: usize) -> usize {
         match self.lanes.get_mut(usize::from(port)) {
-            Some(Some(lane)) if lane.plain && lane.frames.len() < LANE_LIMIT => {
-                lane.frames.push(frame);
+            Some(Some(lane)) if lane.plain && lane.frames.len() + n <= LANE_LIMIT => {
+                lane.frames.extend(frames.take(n));
                 self.pressing |= lane.frames.len() >= LANE_PRESSING;
-                Ok(())
+                n
             }
-            _ => Err(frame),
+            _ => 0,
         }
     }
 
@@ -233,11 +234,10 @@ mod tests {
         outbox.limit(PORT, Some(RATE));
         // 150 frames of 1,000 bytes: 128 KB may wait.
         for _ in 0..150 {
-            let frame = cache.alloc_copy(&[0; 1000]).unwrap();
-            match outbox.push_plain(PORT, frame) {
-                Ok(()) => panic!("a shaped lane is no plain one"),
-                Err(frame) => outbox.push(PORT, frame, &mut cache, &counters, &counters.sent),
-            }
+            let mut frames = vec![cache.alloc_copy(&[0; 1000]).unwrap()];
+            let mut frames = frames.drain(..);
+            assert_eq!(outbox.extend_plain(PORT, &mut frames, 1), 0, "a shaped lane is no plain one");
+            frames.for_each(|frame| outbox.push(PORT, frame, &mut cache, &counters, &counters.sent));
         }
         assert_eq!((counters.sent.get(), counters.drops_of(Reason::TxFull)), (131, 19));
         let mut received = 0;

@@ -1,26 +1,34 @@
 //! The corridor: one worker's state and the stages a batch passes, as plain loops.
 //!
 //! ```text
-//! classify ─▶ key + prefetch bucket ─▶ tags + prefetch entry ─▶ second bucket ─▶ apply ─▶ settle
-//!                                                                     miss ─▶ decide ─▶ install ─▶ apply
+//! one    parse, key, hash; the bucket is asked for          nodes/plain.rs, flow/key.rs
+//! two    tags; the entry is asked for                        flow/table.rs
+//! three  entry against packet, rewrite, header               nodes/steady.rs
+//! four   into the lanes, in order                            outbox.rs
+//!        │ what is not ordinary, not steady or not known
+//!        ▼
+//! Item:  classify ─▶ key ─▶ look up ─▶ apply ─▶ settle        miss ─▶ decide ─▶ install ─▶ apply
 //! ```
+//! Stages one to four work on columns (`batch.rs`). A steady packet is rewritten before the batch's other packets have acted;
+//! all leave in the order in which they came.
 //! Owner: one worker thread. Nodes borrow an [`Item`], `settle` moves its frame. Nothing here allocates, locks or reads a
 //! clock for a packet of an established flow.
 
 use crate::affinity::Affinity;
+use crate::batch::{Columns, Facts, Kind, NO_PORT};
 use crate::counters::Counters;
-use crate::flow::{Entry4, Entry6, FlowTable, Key4, Key6, Side};
+use crate::flow::{Entry4, Entry6, FlowTable, Key4, Key6, Side, Slot};
 use crate::handoff::Handoff;
 use crate::item::{BATCH, Fate, Item, Role};
 use crate::learned::{Learned, Lesson};
-use crate::memo::Memo;
 use crate::nat::{Leases, Mapping, Mirror, Secret, SnatSpace, SnatSpaces};
 use crate::nodes::fragment::Fragments;
+use crate::nodes::plain::{Entrance, Known};
 use crate::outbox::Outbox;
 use crate::reason::{Reason, Stage};
 use crate::tally::Tally;
 use crate::trace::{Event, Note, Trace};
-use sluice_port::{PoolCache, PoolError};
+use sluice_port::{Burst, Frame, PoolCache, PoolError};
 use sluice_tables::Tables;
 use sluice_wire::packet::Shape;
 use std::sync::Arc;
@@ -132,16 +140,13 @@ pub struct Pipeline {
     wait_until: Option<u64>,
     /// Fragments whose first has just come.
     pub(crate) released: Vec<Item>,
-    /// Tunnel hop by peer address.
-    pub(crate) peer_memo: Memo<u16>,
-    /// Port and worker of local pods by address.
-    pub(crate) pod_memo: Memo<(u16, u16)>,
-    pub(crate) keys4: Box<[Key4; BATCH]>,
-    pub(crate) keys6: Box<[Key6; BATCH]>,
-    candidates: Box<[u32; BATCH]>,
+    /// What stage one has to know of the tables.
+    pub(crate) known: Known,
+    pub(crate) columns: Box<Columns>,
+    /// Packets of this batch that are not ordinary, in their order.
+    others: Vec<Item>,
 }
 
-const NO_CANDIDATE: u32 = u32::MAX;
 /// Packets between asking for a header's line and reading it: enough to hide a visit to the shared cache, few enough that
 /// the lines, all of one or two sets, are still there.
 const AHEAD: usize = 6;
@@ -171,6 +176,7 @@ impl Pipeline {
     ) -> Self {
         let mut spaces = Vec::new();
         shared.spaces.catch_up(&mut spaces);
+        let known = Known::new(&tables, options.id);
         Pipeline {
             options,
             tables,
@@ -196,11 +202,9 @@ impl Pipeline {
             heirs: Vec::new(),
             wait_until: None,
             released: Vec::with_capacity(BATCH),
-            peer_memo: Memo::default(),
-            pod_memo: Memo::default(),
-            keys4: Box::new([Key4::default(); BATCH]),
-            keys6: Box::new([Key6::default(); BATCH]),
-            candidates: Box::new([NO_CANDIDATE; BATCH]),
+            known,
+            columns: Columns::new(),
+            others: Vec::with_capacity(BATCH),
         }
     }
 
@@ -226,8 +230,7 @@ impl Pipeline {
             });
         }
         self.tables = Arc::clone(tables);
-        self.peer_memo.forget();
-        self.pod_memo.forget();
+        self.known.renew(tables);
         true
     }
 
@@ -316,7 +319,7 @@ impl Pipeline {
     }
 
     /// Takes what was sent on a lane.
-    pub fn take_lane(&mut self, port: u16) -> sluice_port::Burst {
+    pub fn take_lane(&mut self, port: u16) -> Burst {
         self.outbox.take(port)
     }
 
@@ -337,36 +340,184 @@ impl Pipeline {
 
     /// Sends a frame that nobody's packet has caused; `false` if there is no free frame.
     pub fn originate(&mut self, port: u16, bytes: &[u8]) -> bool {
-        let Some(frame) = self.cache.alloc_copy(bytes) else { return false };
+        let Some(mut frame) = self.cache.alloc_copy(bytes) else { return false };
         self.counters.originated.add(1);
-        let mut item = Item::received(frame, port);
+        frame.port = port;
+        let mut item = Item::received(frame);
         item.meta.own = true;
         item.meta.fate = Fate::Send(port);
         self.settle(item);
         true
     }
 
-    /// Takes frames just received: classifies them and passes them on. `items` is left empty.
-    pub fn receive(&mut self, items: &mut Vec<Item>) {
-        self.counters.received.add(items.len() as u64);
-        self.counters.batch(items.len());
-        for item in items.iter().take(AHEAD) {
-            prefetch_head(item);
+    // Each stage is a function of its own: in one piece they have not registers enough, which measured 2 ns a packet.
+
+    /// Takes frames just received, each of which names its port, in their order. `burst` is left empty.
+    pub fn receive(&mut self, burst: &mut Burst) {
+        self.counters.received.add(burst.len() as u64);
+        self.counters.batch(burst.len());
+        while !burst.is_empty() {
+            let n = burst.len().min(BATCH);
+            if self.enter(&mut burst[..n]) < n {
+                self.enter_others(burst, n);
+            }
+            self.find(n);
+            let ordinary = n - self.others.len();
+            self.turn_steady(&mut burst[..ordinary], n);
+            self.leave(burst, n);
         }
-        for at in 0..items.len().min(BATCH) {
-            if let Some(later) = items.get(at + AHEAD) {
+        self.finish();
+    }
+
+    /// Stage one: parse, key, hash, bucket asked for. Returns the number of ordinary packets.
+    #[inline(never)]
+    fn enter(&mut self, frames: &mut [Frame]) -> usize {
+        if self.tracing() {
+            // A listener is told more than the columns hold.
+            self.columns.facts = [Facts::default(); BATCH];
+            return 0;
+        }
+        let Pipeline { known, tables, flows4, flows6, columns, .. } = self;
+        let mut entrance = Entrance { known, tables, flows4, flows6, columns };
+        frames.iter().take(AHEAD).for_each(prefetch_head);
+        let mut ordinary = 0;
+        for at in 0..frames.len() {
+            if let Some(later) = frames.get(at + AHEAD) {
                 prefetch_head(later);
             }
-            let item = &mut items[at];
-            if !self.plain(at, item) {
-                self.classify(item);
-                if item.meta.fate == Fate::Pending {
-                    self.key_stage(at, item);
+            if entrance.plain(at, &mut frames[at]) {
+                ordinary += 1;
+            } else {
+                entrance.columns.facts[at].kind = Kind::Other;
+            }
+        }
+        ordinary
+    }
+
+    /// Stage one of the others, which become items.
+    #[cold]
+    fn enter_others(&mut self, burst: &mut Burst, n: usize) {
+        let (facts, mut at) = (&self.columns.facts, 0);
+        let is_other = |_: &mut Frame| {
+            at += 1;
+            facts[at - 1].kind == Kind::Other
+        };
+        self.others.extend(burst.extract_if(..n, is_other).map(Item::received));
+        let mut others = std::mem::take(&mut self.others);
+        let mut places = 0..n;
+        for item in &mut others {
+            let Some(at) = places.find(|at| self.columns.facts[*at].kind == Kind::Other) else { break };
+            self.classify(item);
+            if item.meta.fate == Fate::Pending {
+                self.key_stage(at, item);
+            }
+        }
+        self.others = others;
+    }
+
+    /// Stage two: tags compared, entry asked for.
+    #[inline(never)]
+    fn find(&mut self, n: usize) {
+        let Pipeline { flows4, flows6, columns, others, .. } = self;
+        let mut missing = false;
+        for at in 0..n.min(BATCH) {
+            let kind = columns.facts[at].kind;
+            columns.slots[at] = if kind == Kind::V4 {
+                flows4.candidate(columns.hashes[at])
+            } else if kind == Kind::V6 {
+                flows6.candidate(columns.hashes[at])
+            } else {
+                Slot::NONE
+            };
+            missing |= columns.slots[at] == Slot::NONE;
+        }
+        if missing {
+            for at in 0..n.min(BATCH) {
+                if columns.slots[at] == Slot::NONE {
+                    columns.slots[at] = match columns.facts[at].kind {
+                        Kind::V4 => flows4.second_candidate(columns.hashes[at]),
+                        Kind::V6 => flows6.second_candidate(columns.hashes[at]),
+                        Kind::Foreign | Kind::Other => Slot::NONE,
+                    };
                 }
             }
         }
-        self.look_up(items);
-        self.finish();
+        if !others.is_empty() {
+            self.find_others(n);
+        }
+    }
+
+    #[cold]
+    fn find_others(&mut self, n: usize) {
+        let Pipeline { flows4, flows6, columns, others, .. } = self;
+        let mut places = (0..n).filter(|at| columns.facts[*at].kind == Kind::Other);
+        for (item, at) in others.iter().zip(&mut places) {
+            if item.meta.fate == Fate::Pending {
+                let hash = item.meta.hash;
+                columns.slots[at] = match item.meta.packet.family {
+                    4 => flows4.candidate(hash),
+                    _ => flows6.candidate(hash),
+                };
+            }
+        }
+    }
+
+    /// Stage four: each packet in its order goes into a lane if it is ready, else the general way as an item.
+    #[inline(never)]
+    fn leave(&mut self, burst: &mut Burst, n: usize) {
+        let mut others = std::mem::take(&mut self.others);
+        let host = self.tables.node.host;
+        let (mut sent, mut punted) = (0, 0);
+        {
+            let ordinary = n - others.len();
+            let (mut frames, mut items) = (burst.drain(..ordinary), others.drain(..));
+            let (outs, n, mut at) = (self.columns.outs, n.min(BATCH), 0);
+            while at < n {
+                let port = outs[at];
+                if port != NO_PORT {
+                    let mut run = 1;
+                    while at + run < n && outs[at + run] == port {
+                        run += 1;
+                    }
+                    let taken = self.outbox.extend_plain(port, &mut frames, run);
+                    if taken == 0 {
+                        for frame in frames.by_ref().take(run) {
+                            let mut item = Item::received(frame);
+                            item.meta.fate = Fate::Send(port);
+                            self.settle(item);
+                        }
+                    }
+                    *(if port == host { &mut punted } else { &mut sent }) += taken as u64;
+                    at += run;
+                    continue;
+                }
+                let other = self.columns.facts[at].kind == Kind::Other;
+                let item = if other { items.next() } else { frames.next().map(|frame| self.columns.item(at, frame)) };
+                if let Some(mut item) = item {
+                    self.apply_at(at, &mut item);
+                    self.settle(item);
+                }
+                at += 1;
+            }
+        }
+        self.counters.sent.add(sent);
+        self.counters.punted.add(punted);
+        self.others = others;
+    }
+
+    /// The flow of an item whose key and candidate stand at a position, unless its fate is set.
+    fn apply_at(&mut self, at: usize, item: &mut Item) {
+        if item.meta.fate != Fate::Pending {
+            return;
+        }
+        let slot = self.columns.slots[at];
+        if item.meta.packet.family == 4 {
+            let key = self.columns.keys4[at];
+            self.apply::<Entry4>(item, &key, slot);
+        } else {
+            let key = self.columns.keys6[at];
+            self.apply::<Entry6>(item, &key, slot);
+        }
     }
 
     /// Takes packets that other workers handed over: they know their half.
@@ -415,67 +566,35 @@ impl Pipeline {
     fn look_up(&mut self, items: &mut Vec<Item>) {
         let mut missing = false;
         for (at, item) in items.iter().enumerate().take(BATCH) {
-            self.candidates[at] = NO_CANDIDATE;
+            self.columns.slots[at] = Slot::NONE;
             if item.meta.fate == Fate::Pending {
                 let found = match item.meta.packet.family {
                     4 => self.flows4.candidate(item.meta.hash),
                     _ => self.flows6.candidate(item.meta.hash),
                 };
-                missing |= found.is_none();
-                self.candidates[at] = found.map_or(NO_CANDIDATE, |slot| slot.0);
+                missing |= found == Slot::NONE;
+                self.columns.slots[at] = found;
             }
         }
         if missing {
             self.look_further(items);
         }
-        for item in items.iter().take(AHEAD) {
-            prefetch_l3(item);
+        let mut items = items.drain(..);
+        for at in 0.. {
+            let Some(mut item) = items.next() else { break };
+            self.apply_at(at, &mut item);
+            self.settle(item);
         }
-        for at in 0..items.len().min(BATCH) {
-            if let Some(later) = items.get(at + AHEAD) {
-                prefetch_l3(later);
-            }
-            let item = &mut items[at];
-            if item.meta.fate == Fate::Pending {
-                let candidate = crate::flow::Slot(self.candidates[at]);
-                if item.meta.packet.family == 4 {
-                    let key = self.keys4[at];
-                    self.apply::<Entry4>(item, &key, candidate);
-                } else {
-                    let key = self.keys6[at];
-                    self.apply::<Entry6>(item, &key, candidate);
-                }
-            }
-        }
-        self.settle_all(items);
-    }
-
-    /// Moves each item's frame to where its fate says. What is sent on a port of this worker is told apart here, field by
-    /// field, so that no whole item is copied for it.
-    fn settle_all(&mut self, items: &mut Vec<Item>) {
-        let (tracing, host) = (self.tracing(), self.tables.node.host);
-        let mut sent = 0;
-        for Item { frame, meta, note } in items.drain(..) {
-            match meta.fate {
-                Fate::Send(port) if !tracing && port != host => match self.outbox.push_plain(port, frame) {
-                    Ok(()) => sent += 1,
-                    Err(frame) => self.settle(Item { frame, meta, note }),
-                },
-                _ => self.settle(Item { frame, meta, note }),
-            }
-        }
-        self.counters.sent.add(sent);
     }
 
     /// The second bucket of those that the first one did not have.
     fn look_further(&mut self, items: &[Item]) {
         for (at, item) in items.iter().enumerate().take(BATCH) {
-            if self.candidates[at] == NO_CANDIDATE && item.meta.fate == Fate::Pending {
-                let found = match item.meta.packet.family {
+            if self.columns.slots[at] == Slot::NONE && item.meta.fate == Fate::Pending {
+                self.columns.slots[at] = match item.meta.packet.family {
                     4 => self.flows4.second_candidate(item.meta.hash),
                     _ => self.flows6.second_candidate(item.meta.hash),
                 };
-                self.candidates[at] = found.map_or(NO_CANDIDATE, |slot| slot.0);
             }
         }
     }
@@ -497,14 +616,14 @@ impl Pipeline {
             let key = Key4::of(l3, &packet, zone, side);
             let hash = self.flows4.hash(&key);
             self.flows4.prefetch_bucket(hash);
-            self.keys4[at] = key;
+            self.columns.keys4[at] = key;
             item.meta.hash = hash;
         } else {
             let Some(l3) = item.l3().first_chunk::<40>() else { return item.drop(Reason::Malformed, Stage::Parse) };
             let key = Key6::of(l3, &packet, zone, side);
             let hash = self.flows6.hash(&key);
             self.flows6.prefetch_bucket(hash);
-            self.keys6[at] = key;
+            self.columns.keys6[at] = key;
             item.meta.hash = hash;
         }
     }
@@ -614,17 +733,10 @@ impl Pipeline {
 
 /// Asks for the first two lines of a frame's headers.
 #[inline(always)]
-fn prefetch_head(item: &Item) {
-    let head = item.frame.data_ptr();
+fn prefetch_head(frame: &Frame) {
+    let head = frame.data_ptr();
     sluice_port::prefetch::prefetch(head);
     sluice_port::prefetch::prefetch(head.wrapping_add(64));
-}
-
-/// Asks again for the headers of the packet to be rewritten: chunks lie a page apart, so the headers of a batch compete for
-/// few sets of the first-level cache and the earlier ones have gone to the second.
-#[inline(always)]
-fn prefetch_l3(item: &Item) {
-    sluice_port::prefetch::prefetch(item.frame.data_ptr().wrapping_add(usize::from(item.meta.l3)));
 }
 
 /// Side of the zone's border a half crosses.

@@ -42,8 +42,9 @@ pub struct Worker {
     reader: Reader<Tables>,
     stale: bool,
     queues: Vec<Attached>,
+    /// What this turn has gathered.
     burst: Burst,
-    items: Vec<Item>,
+    handed: Vec<Item>,
     turns: u32,
 }
 
@@ -56,7 +57,7 @@ impl Worker {
             stale: false,
             queues: Vec::with_capacity(1024),
             burst: Vec::with_capacity(BATCH),
-            items: Vec::with_capacity(BATCH),
+            handed: Vec::with_capacity(BATCH),
             turns: 0,
         }
     }
@@ -138,7 +139,8 @@ impl Worker {
             if q.warm == 0 && !cold_turn {
                 continue;
             }
-            let mut room = BATCH - self.items.len();
+            let gathered = self.burst.len();
+            let mut room = BATCH - gathered;
             if let Some(meter) = &mut q.meter {
                 q.paused = !meter.open(now);
                 if q.paused {
@@ -149,27 +151,25 @@ impl Worker {
             }
             let n = q.queue.rx(&mut self.pipeline.cache, &mut self.burst, room);
             if let Some(meter) = &mut q.meter {
-                self.burst.iter().for_each(|frame| meter.charge(frame.len()));
+                self.burst.iter().skip(gathered).for_each(|frame| meter.charge(frame.len()));
             }
             q.warm = if n > 0 { WARM_TURNS } else { q.warm.saturating_sub(1) };
-            let port = q.port;
-            for mut frame in self.burst.drain(..) {
-                frame.port = port;
-                self.items.push(Item::received(frame, port));
+            for frame in self.burst.iter_mut().skip(gathered) {
+                frame.port = q.port;
             }
-            if self.items.len() >= BATCH {
-                handled += self.items.len();
-                self.pipeline.receive(&mut self.items);
+            if self.burst.len() >= BATCH {
+                handled += self.burst.len();
+                self.pipeline.receive(&mut self.burst);
                 if self.pipeline.outbox.is_pressing() {
                     self.flush_lanes();
                 }
             }
         }
-        if !self.items.is_empty() {
-            handled += self.items.len();
-            self.pipeline.receive(&mut self.items);
+        if !self.burst.is_empty() {
+            handled += self.burst.len();
+            self.pipeline.receive(&mut self.burst);
         }
-        handled += self.pipeline.take_handed(&mut self.items);
+        handled += self.pipeline.take_handed(&mut self.handed);
         for q in &mut self.queues {
             self.pipeline.outbox.flush(q.port, q.queue.as_mut(), &mut self.pipeline.cache);
             if q.warm > 0 || cold_turn || self.pipeline.outbox.waiting(q.port) > 0 {

@@ -2,7 +2,7 @@
 //! unknown neighbour, time that passes. Each test ends with law 1: what came in is accounted for, and no frame leaks.
 
 use sluice_engine::handoff::Handoff;
-use sluice_engine::item::{BATCH, Item};
+use sluice_engine::item::BATCH;
 use sluice_engine::{Pipeline, Reason, Shared, Stage, WorkerOptions};
 use sluice_port::{Capabilities, FramePool, PoolOptions};
 use sluice_tables::node::GATEWAY_MAC;
@@ -116,8 +116,9 @@ impl Node {
 
     /// Gives worker 0 a frame on pod a's port.
     fn send(&mut self, frame: &[u8]) {
-        let frame = self.workers[0].cache_mut().alloc_copy(frame).expect("a free frame");
-        self.workers[0].receive(&mut vec![Item::received(frame, POD_A)]);
+        let mut frame = self.workers[0].cache_mut().alloc_copy(frame).expect("a free frame");
+        frame.port = POD_A;
+        self.workers[0].receive(&mut vec![frame]);
     }
 
     /// Lets time pass on worker 0.
@@ -298,10 +299,11 @@ fn a_ring_that_its_worker_does_not_empty_fills_up() {
 #[test]
 fn a_reason_counts_each_packet_of_a_batch() {
     let mut node = Node::new(tables(1, false), 1, 1024);
-    let mut frames: Vec<Item> = Vec::new();
+    let mut frames = Vec::new();
     for _ in 0..BATCH {
-        let frame = node.workers[0].cache_mut().alloc_copy(&[0; 10]).expect("a free frame");
-        frames.push(Item::received(frame, POD_A));
+        let mut frame = node.workers[0].cache_mut().alloc_copy(&[0; 10]).expect("a free frame");
+        frame.port = POD_A;
+        frames.push(frame);
     }
     node.workers[0].receive(&mut frames);
     assert_eq!(node.workers[0].counters().drops_of(Reason::Malformed), BATCH as u64);

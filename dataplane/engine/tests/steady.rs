@@ -5,7 +5,7 @@ mod node;
 
 use node::{Node, POD_A, POD_B, POD_C, SECOND, UPLINK, Wish, from_pod, tunnelled};
 use sluice_engine::Reason;
-use sluice_engine::item::{BATCH, Item};
+use sluice_engine::item::BATCH;
 use sluice_port::alloc::{Counting, allocations, is_counting};
 use sluice_testkit::Packet;
 use sluice_wire::TcpFlags;
@@ -57,14 +57,14 @@ fn an_established_packet_allocates_nothing() {
         let mut node = Node::new(&Wish::default(), 1024);
         connect(&mut node, service, 2000);
         let packet = to_service(service, 2000, TcpFlags::ACK);
-        let mut items = Vec::with_capacity(BATCH);
+        let mut burst = Vec::with_capacity(BATCH);
         let mut allocated = 0;
         for round in 0..20 {
             for _ in 0..BATCH {
-                items.push(Item::received(node.frame(0, &packet), POD_A));
+                burst.push(node.frame_on(0, &packet, POD_A));
             }
             let before = allocations();
-            node.workers[0].receive(&mut items);
+            node.workers[0].receive(&mut burst);
             node.workers[0].upkeep();
             // The first rounds warm the vectors up.
             if round >= 2 {

@@ -148,6 +148,12 @@ impl Services {
         self.shards.get(shard_of(&key))?.addresses.get(&address).copied()
     }
 
+    /// Versions by slot.
+    #[inline]
+    pub fn versions(&self) -> &[u32] {
+        &self.versions
+    }
+
     /// Version of a slot.
     #[inline]
     pub fn version(&self, slot: u16) -> u32 {

@@ -388,11 +388,18 @@ impl Packet {
 #[inline(always)]
 fn header_sum_is_right(head: &[u8; 40]) -> bool {
     let word = |at: usize| u64::from(u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]));
-    let sum = word(0) + word(4) + word(8) + word(12) + word(16);
-    let sum = (sum & 0xffff_ffff) + (sum >> 32);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    (sum & 0xffff) + (sum >> 16) == 0xffff
+    is_all_ones(word(0) + word(4) + word(8) + word(12) + word(16))
+}
+
+/// Whether a sum of at most 2^16 words of 32 bits is all ones when its carries are folded back into 16 bits (RFC 1071): then
+/// it is a multiple of 65535, and not zero.
+#[inline(always)]
+pub fn is_all_ones(sum: u64) -> bool {
+    // A 32-bit word and what it carries, then the two halves of that: rotating by 16 and adding leaves in the upper half their
+    // sum with its carry.
+    let (folded, carry) = (sum as u32).overflowing_add((sum >> 32) as u32);
+    let folded = folded + u32::from(carry);
+    (folded.wrapping_add(folded.rotate_left(16))) >> 16 == 0xffff
 }
 
 #[inline(always)]

@@ -25,6 +25,16 @@ pub const LINK_BYTES: usize = 16;
 /// "No next chunk".
 const NONE: u32 = u32::MAX;
 
+/// Where data should begin in a chunk if its place can be chosen: [`HEADROOM`] and 0 to 15 pairs of cache lines.
+///
+/// Chunks lie a page apart, so data at one offset of each would share one set of the first-level cache (8 to 12 lines) and 32
+/// of the second: the headers of a batch of 64 push each other out. The second term spreads chunks that are a multiple of 16
+/// apart, which large pages would leave in the same sets of the second level.
+#[inline]
+pub const fn staggered(index: u32) -> usize {
+    HEADROOM + (index.wrapping_add(index >> 5) & 15) as usize * 128
+}
+
 /// Chain link, kept in the first bytes of every chunk but read only when a frame has more than one.
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -201,14 +211,43 @@ impl Frame {
         true
     }
 
+    /// Cuts a single-chunk packet down to `keep` bytes from `strip` on and puts `n` bytes in front of them, as `pull`,
+    /// `truncate` and `push` would one after the other, with one look at the descriptor. Returns the new head, the pushed bytes
+    /// first; their content is what was there before. `None` if the frame is chained or has not the bytes or the room; it is
+    /// then unchanged.
+    #[inline(always)]
+    pub fn rewrap(&mut self, strip: usize, keep: usize, n: usize) -> Option<&mut [u8]> {
+        if self.segments != 1 || strip + keep > self.head_len() || n > self.headroom() + strip {
+            return None;
+        }
+        self.offset = (usize::from(self.offset) + strip - n) as u16;
+        self.len = (n + keep) as u16;
+        self.total = (n + keep) as u32;
+        if let Checksum::Partial { start, .. } = &mut self.checksum {
+            *start = start.saturating_sub(strip as u16).saturating_add(n as u16);
+        }
+        Some(self.head_mut())
+    }
+
+    /// Whether it asks nothing of the device: no segmentation, and the checksum is complete.
+    #[inline(always)]
+    pub fn is_bare(&self) -> bool {
+        (self.gso.kind == GsoKind::None) & !matches!(self.checksum, Checksum::Partial { .. })
+    }
+
     /// Sets a single-chunk frame's data to `len` bytes from [`HEADROOM`] and clears its checksum and segmentation
     /// state (the port stays: an answer built in place still knows where the question came from); returns the bytes,
     /// whose content is what was there before. `None` if the frame is chained or `len` does not fit.
     pub fn reset(&mut self, len: usize) -> Option<&mut [u8]> {
-        if self.segments != 1 || len > CHUNK - HEADROOM {
+        self.reset_at(HEADROOM, len)
+    }
+
+    /// The same with the data from `offset`, for instance where [`staggered`] says.
+    pub fn reset_at(&mut self, offset: usize, len: usize) -> Option<&mut [u8]> {
+        if self.segments != 1 || !(LINK_BYTES..=CHUNK).contains(&offset) || len > CHUNK - offset {
             return None;
         }
-        self.offset = HEADROOM as u16;
+        self.offset = offset as u16;
         self.len = len as u16;
         self.total = len as u32;
         self.checksum = Checksum::None;
@@ -413,6 +452,46 @@ mod tests {
         assert_eq!((frame.head(), rest.head()), (&[1; 60][..], &[2; 10][..]));
         cache.free(rest);
         cache.free(frame);
+    }
+
+    proptest! {
+        #[test]
+        fn a_rewrap_is_a_pull_a_truncate_and_a_push(
+            len in 0usize..200, strip in 0usize..220, keep in 0usize..220, n in 0usize..500, partial in any::<bool>()
+        ) {
+            let mut cache = POOL.cache();
+            let bytes: Vec<u8> = (0..len).map(|b| b as u8).collect();
+            let make = |cache: &mut PoolCache| {
+                let mut frame = cache.alloc_copy(&bytes).unwrap();
+                // What a partial sum covers stays in the frame.
+                frame.checksum =
+                    if partial { Checksum::Partial { start: strip as u16 + 20, offset: 16 } } else { Checksum::None };
+                frame
+            };
+            let (mut one, mut three) = (make(&mut cache), make(&mut cache));
+            let at_once = one.rewrap(strip, keep, n).map(|head| head[n..].to_vec());
+            let fits = strip + keep <= len && n <= HEADROOM - LINK_BYTES + strip;
+            let by_steps = (fits && three.pull(strip) && three.truncate(keep))
+                .then(|| three.push(n).map(|head| head[n..].to_vec()))
+                .flatten();
+            prop_assert_eq!(&at_once, &by_steps);
+            prop_assert_eq!((one.offset(), one.len(), one.head_len()), (three.offset(), three.len(), three.head_len()));
+            prop_assert_eq!(one.checksum, three.checksum);
+            cache.free(one);
+            cache.free(three);
+        }
+    }
+
+    #[test]
+    fn staggered_data_lies_in_sixteen_places_that_all_leave_room_for_a_packet() {
+        let places: std::collections::HashSet<usize> = (0..1000).map(staggered).collect();
+        assert_eq!(places.len(), 16);
+        assert!(places.iter().all(|at| *at >= HEADROOM && at + 1800 <= CHUNK && at % 128 == 0));
+        // Neighbours in the pool, and chunks that large pages put in the same sets of the second-level cache.
+        for step in [1, 32] {
+            let run: std::collections::HashSet<usize> = (0..16).map(|n| staggered(n * step)).collect();
+            assert_eq!(run.len(), 16, "step {step}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod capture;
 pub mod conformance;
 pub mod faulty;
 pub mod frame;
+pub mod lanes;
 pub mod mem;
 pub mod memory;
 pub mod offload;
@@ -19,7 +20,7 @@ pub mod prefetch;
 pub mod ticks;
 
 pub use faulty::{Faults, Faulty};
-pub use frame::{CHUNK, Frame, HEADROOM};
+pub use frame::{CHUNK, Frame, HEADROOM, staggered};
 pub use memory::Mapped;
 pub use offload::{Checksum, Gso, GsoKind, complete_checksum};
 pub use pool::{FramePool, PoolCache, PoolError, PoolOptions};

@@ -37,6 +37,46 @@ pub(crate) fn map_present(bytes: usize, flags: MapFlags) -> Result<NonNull<u8>, 
     }
 }
 
+/// Maps `bytes` of zeroed private memory, every page of it present, on transparent 2 MB pages as far as the kernel has any:
+/// for where none are reserved. The mapping begins on a 2 MB border, or the first page could not be a large one. It is not
+/// inherited over `fork`: a device may be writing into it, and a child that makes it copy-on-write would part the two.
+pub(crate) fn map_joined(bytes: usize) -> Result<NonNull<u8>, Errno> {
+    let whole = bytes.checked_add(HUGE_PAGE).ok_or(Errno::NOMEM)?;
+    // SAFETY: a fresh anonymous mapping at an address of the kernel's choice aliases nothing.
+    let start = unsafe {
+        mmap_anonymous(
+            core::ptr::null_mut(),
+            whole,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::PRIVATE | MapFlags::NORESERVE,
+        )
+    }?
+    .cast::<u8>();
+    let skip = start.align_offset(HUGE_PAGE);
+    let base = start.wrapping_add(skip);
+    for (at, len) in [(start, skip), (base.wrapping_add(bytes), HUGE_PAGE - skip)] {
+        if len > 0 {
+            // SAFETY: what lies in front of and behind the part that is kept, of which no address leaves this function;
+            // `bytes` is a multiple of the page size, so both are whole pages.
+            let _ = unsafe { munmap(at.cast(), len) };
+        }
+    }
+    // SAFETY: the range is the mapping just made; the advice changes no content.
+    unsafe {
+        let _ = madvise(base.cast(), bytes, Advice::LinuxHugepage);
+        let _ = madvise(base.cast(), bytes, Advice::LinuxDontFork);
+    }
+    // SAFETY: as above; populating changes no byte.
+    match unsafe { madvise(base.cast(), bytes, Advice::LinuxPopulateWrite) } {
+        Ok(()) | Err(Errno::INVAL) => NonNull::new(base).ok_or(Errno::NOMEM),
+        Err(why) => {
+            // SAFETY: the mapping just made, of which no address has left this function.
+            let _ = unsafe { munmap(base.cast(), bytes) };
+            Err(why)
+        }
+    }
+}
+
 /// A mapped slice of `T`, zero at first; one that lies in a file begins with what is there, and grows.
 pub struct Mapped<T> {
     base: NonNull<T>,

@@ -14,7 +14,7 @@
 //! that many per worker on top of what rings and queues hold.
 
 use crate::frame::{CHUNK, Frame, HEADROOM};
-use crate::memory::{HUGE_PAGE, map_present};
+use crate::memory::{HUGE_PAGE, map_joined, map_present};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicIsize, Ordering};
 use crossbeam::queue::ArrayQueue;
@@ -54,7 +54,8 @@ pub enum PoolError {
 pub struct PoolOptions {
     /// Number of chunks.
     pub frames: usize,
-    /// Try 2 MB pages first; fall back to 4 KB pages where there are none, or fewer than the process may use.
+    /// Try reserved 2 MB pages first; where there are none, or fewer than the process may use, let the kernel join 4 KB
+    /// pages to large ones as far as it can.
     pub huge_pages: bool,
 }
 
@@ -90,9 +91,14 @@ impl FramePool {
         let present = |bytes, extra| map_present(bytes, MapFlags::SHARED | extra);
         let huge =
             huge_pages.then(|| present(bytes.next_multiple_of(HUGE_PAGE), MapFlags::HUGETLB)).and_then(Result::ok);
+        let small = || {
+            // Transparent large pages are not for shared memory, so that memory is private.
+            let joined = huge_pages.then(|| map_joined(bytes)).and_then(Result::ok);
+            joined.map_or_else(|| present(bytes, MapFlags::empty()), Ok)
+        };
         let (base, huge) = match huge {
             Some(base) => (base, true),
-            None => (present(bytes, MapFlags::empty()).map_err(|source| PoolError::Map { bytes, source })?, false),
+            None => (small().map_err(|source| PoolError::Map { bytes, source })?, false),
         };
         let pool =
             FramePool { base, frames, huge, depot: ArrayQueue::new(depot_groups(frames)), taken: AtomicIsize::new(0) };
@@ -112,7 +118,7 @@ impl FramePool {
         self.frames
     }
 
-    /// Whether the region got 2 MB pages.
+    /// Whether the region got reserved 2 MB pages.
     pub fn huge_pages(&self) -> bool {
         self.huge
     }
@@ -208,6 +214,12 @@ impl PoolCache {
     /// If the frame is of another pool: its chunk number would name a stranger's memory here.
     #[inline]
     pub fn free(&mut self, frame: Frame) {
+        self.give_back(&frame);
+    }
+
+    /// Takes a frame's chunks; the caller forgets the frame.
+    #[inline(always)]
+    fn give_back(&mut self, frame: &Frame) {
         assert!(frame.region() == self.pool.base.as_ptr().cast_const(), "a frame of another pool");
         if frame.segments() == 1 {
             self.stack.push(frame.index());
@@ -217,6 +229,28 @@ impl PoolCache {
         if self.stack.len() >= CACHE_HIGH {
             self.spill();
         }
+    }
+
+    /// Ends the first `n` packets of a burst.
+    ///
+    /// # Panics
+    /// As [`free`](Self::free), and if the burst has fewer.
+    #[inline]
+    pub fn free_first(&mut self, frames: &mut Vec<Frame>, n: usize) {
+        // By number, before the burst forgets them, and one look at the stack's size for a group: moving 40 bytes to free four
+        // of them, one by one, took three times as many instructions.
+        let base = self.pool.base.as_ptr().cast_const();
+        for group in frames[..n].chunks(GROUP) {
+            if group.iter().all(|frame| (frame.segments() == 1) & (frame.region() == base)) {
+                self.stack.extend(group.iter().map(Frame::index));
+                if self.stack.len() >= CACHE_HIGH {
+                    self.spill();
+                }
+            } else {
+                group.iter().for_each(|frame| self.give_back(frame));
+            }
+        }
+        frames.drain(..n);
     }
 
     /// Takes back a chunk that a driver held by number (a completed or unused descriptor).

@@ -81,6 +81,12 @@ impl Common {
         }
     }
 
+    /// Whether its packets are rewritten and sent, and nothing else: no other half, no look at what they say.
+    #[inline(always)]
+    pub fn sends_at_once(&self) -> bool {
+        self.bits & (Self::NEXT | Self::OBSERVE) == 0
+    }
+
     /// Sets what follows the rewrite.
     pub fn set_next(&mut self, next: Next) {
         self.bits = (self.bits & !Self::NEXT) | next as u8;

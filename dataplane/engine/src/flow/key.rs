@@ -79,6 +79,11 @@ impl Key4 {
         Key4 { addresses, rest: rest_of(ports, l3[9], zone, side) }
     }
 
+    /// Source and destination port, in wire order.
+    pub fn ports(&self) -> [u8; 4] {
+        (self.rest as u32).to_ne_bytes()
+    }
+
     /// Hash under a secret seed, so that nobody can aim at one bucket.
     #[inline(always)]
     pub fn hash(&self, seed: u64) -> u64 {
@@ -115,6 +120,11 @@ impl Key6 {
         let ports = u32::from_ne_bytes([l3[40], l3[41], l3[42], l3[43]]);
         let rest = rest_of(ports, l3[6], zone, side);
         Key6 { source: [word(8), word(16)], destination: [word(24), word(32)], rest }
+    }
+
+    /// Source and destination port, in wire order.
+    pub fn ports(&self) -> [u8; 4] {
+        (self.rest as u32).to_ne_bytes()
     }
 
     /// Hash under a secret seed.

@@ -13,6 +13,7 @@
 
 use super::entry::Entry;
 use super::state::State;
+use sluice_port::lanes::equal_lanes;
 use sluice_port::prefetch::prefetch;
 use sluice_port::{Mapped, PoolError};
 use sluice_tables::Timeouts;
@@ -39,6 +40,9 @@ const _: () = assert!(size_of::<Bucket>() == 64);
 pub struct Slot(pub u32);
 
 impl Slot {
+    /// No entry: an index that no table has.
+    pub const NONE: Slot = Slot(u32::MAX);
+
     /// The other direction.
     #[inline(always)]
     pub fn sibling(self) -> Slot {
@@ -175,25 +179,25 @@ impl<E: Entry> FlowTable<E> {
         prefetch(&raw const self.buckets[self.first(hash)]);
     }
 
-    /// Stage two: the first entry whose tag matches; its line is asked for. Not yet proven equal. `None`: none in the first
-    /// bucket, and the second's line is asked for.
+    /// Stage two: the first entry whose tag matches; its line is asked for. Not yet proven equal. [`Slot::NONE`]: none in the
+    /// first bucket, and the second's line is asked for.
     #[inline(always)]
-    pub fn candidate(&self, hash: u64) -> Option<Slot> {
+    pub fn candidate(&self, hash: u64) -> Slot {
         match Self::matching(&self.buckets[self.first(hash)], tag_of(hash)) {
             0 => {
                 prefetch(&raw const self.buckets[self.second(hash)]);
-                None
+                Slot::NONE
             }
-            mask => Some(self.ask(self.first(hash), mask)),
+            mask => self.ask(self.first(hash), mask),
         }
     }
 
     /// Stage two for those that the first bucket did not have.
     #[inline(always)]
-    pub fn second_candidate(&self, hash: u64) -> Option<Slot> {
+    pub fn second_candidate(&self, hash: u64) -> Slot {
         match Self::matching(&self.buckets[self.second(hash)], tag_of(hash)) {
-            0 => None,
-            mask => Some(self.ask(self.second(hash), mask)),
+            0 => Slot::NONE,
+            mask => self.ask(self.second(hash), mask),
         }
     }
 
@@ -209,21 +213,10 @@ impl<E: Entry> FlowTable<E> {
         Slot(slot)
     }
 
-    /// One bit for each way whose tag matches. Four tags at a time: a lane of `x` is zero where they are equal, and only
-    /// there does subtracting one borrow from a clear high bit. A borrow may also mark the lane above a match, whose entry
-    /// then is not the one sought, as with any tag that is shared; the lowest mark is always a match.
+    /// One bit for each way whose tag matches.
     #[inline(always)]
     fn matching(bucket: &Bucket, tag: u16) -> u32 {
-        const ONES: u64 = 0x0001_0001_0001_0001;
-        let marks = |[a, b, c, d]: [u16; 4]| {
-            let lanes = u64::from(a) | u64::from(b) << 16 | u64::from(c) << 32 | u64::from(d) << 48;
-            let x = lanes ^ (u64::from(tag) * ONES);
-            let zero = x.wrapping_sub(ONES) & !x & (ONES << 15);
-            // Bits 15, 31, 47 and 63 become bits 0 to 3.
-            ((zero >> 15).wrapping_mul(0x0001_0002_0004_0008) >> 48) as u32 & 0xf
-        };
-        let [a, b, c, d, e, f, g, h] = bucket.tags;
-        marks([a, b, c, d]) | marks([e, f, g, h]) << 4
+        equal_lanes(&bucket.tags, tag)
     }
 
     /// The entry with this key.
@@ -426,12 +419,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_lowest_mark_is_the_first_way_with_the_tag(tags in prop::array::uniform8(0u16..4), tag in 1u16..4) {
+        fn a_way_is_marked_exactly_if_it_has_the_tag(tags in prop::array::uniform8(0u16..4), tag in 1u16..4) {
             let mask = FlowTable::<Entry4>::matching(&Bucket { tags, ..Bucket::default() }, tag);
             let first = tags.iter().position(|t| *t == tag);
             prop_assert_eq!((mask != 0).then(|| mask.trailing_zeros() as usize), first);
             for (way, t) in tags.iter().enumerate() {
-                prop_assert!(*t != tag || mask >> way & 1 == 1);
+                prop_assert_eq!(*t == tag, mask >> way & 1 == 1);
             }
         }
     }

@@ -137,7 +137,7 @@ pub(crate) fn wrap(item: &mut Item, hop: &Hop) {
     }
     let n = usize::from(hop.header_len);
     let v4 = item.meta.packet.family == 4;
-    let entropy = ENTROPY_BASE | ((item.meta.hash >> 20) as u16 & 0x3fff);
+    let entropy = entropy(item.meta.hash);
     let tos = item.meta.packet.tos;
     let Some(head) = item.frame.push(n) else { return item.drop(Reason::TooBig, Stage::Send) };
     put_header(head, hop, n);
@@ -177,9 +177,23 @@ fn put_header(head: &mut [u8], hop: &Hop, n: usize) {
     }
 }
 
+/// The hop's header of `N` bytes with the type of what follows; `header` has as many.
+#[inline(always)]
+pub(crate) fn put_start<const N: usize>(header: &mut [u8], hop: &Hop, ether_type: [u8; 2]) {
+    let (Some(to), Some(from)) = (header.first_chunk_mut::<N>(), hop.header.first_chunk::<N>()) else { return };
+    *to = *from;
+    to[N - 2..].copy_from_slice(&ether_type);
+}
+
+/// Outer source port of a flow: receivers spread their load by it (RFC 7348 §5).
+#[inline(always)]
+pub(crate) fn entropy(hash: u64) -> u16 {
+    ENTROPY_BASE | ((hash >> 20) as u16 & 0x3fff)
+}
+
 /// Fills the outer IPv4 and UDP header of `inner` bytes of IP packet.
 #[inline(always)]
-fn outer4(head: &mut [u8], inner: u16, tos: u8, entropy: u16, base: u16) {
+pub(crate) fn outer4(head: &mut [u8], inner: u16, tos: u8, entropy: u16, base: u16) {
     let Some(h) = head.first_chunk_mut::<64>() else { return };
     let (ip, udp) = (inner + 50, inner + 30);
     h[15] = tos;

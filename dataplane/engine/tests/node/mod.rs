@@ -6,7 +6,7 @@ pub mod tables;
 
 use sluice_engine::flow::{Entry4, Entry6, FlowTable};
 use sluice_engine::handoff::Handoff;
-use sluice_engine::item::{BATCH, Item};
+use sluice_engine::item::BATCH;
 use sluice_engine::{Counters, Pipeline, Reason, Shared, WorkerOptions};
 use sluice_port::{Capabilities, Frame, FramePool, PoolOptions};
 use sluice_tables::Tables;
@@ -81,14 +81,21 @@ impl Node {
         self.workers[worker].cache_mut().alloc_copy(bytes).expect("a free frame")
     }
 
+    /// A frame of a worker as it comes in on a port.
+    pub fn frame_on(&mut self, worker: usize, bytes: &[u8], port: u16) -> Frame {
+        let mut frame = self.frame(worker, bytes);
+        frame.port = port;
+        frame
+    }
+
     /// Gives a worker a batch on a port.
     pub fn receive(&mut self, worker: usize, port: u16, frames: &[Vec<u8>]) {
         for part in frames.chunks(BATCH) {
-            let mut items = Vec::new();
+            let mut burst = Vec::new();
             for bytes in part {
-                items.push(Item::received(self.frame(worker, bytes), port));
+                burst.push(self.frame_on(worker, bytes, port));
             }
-            self.workers[worker].receive(&mut items);
+            self.workers[worker].receive(&mut burst);
         }
     }
 
