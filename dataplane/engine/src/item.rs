@@ -77,6 +77,8 @@ pub struct Meta {
     pub forwarded: bool,
     /// Made by us: no reply may be made about it.
     pub own: bool,
+    /// From the host, and the worker of the pod it goes to was asked for its flow.
+    pub asked: bool,
     /// Ports of a later fragment are known (from its first).
     pub fragment_known: bool,
     /// Flow hash, also the entropy of the outer source port.
@@ -110,6 +112,7 @@ impl Default for Meta {
             transit: 0,
             forwarded: false,
             own: false,
+            asked: false,
             fragment_known: false,
             hash: 0,
             fate: Fate::Pending,

@@ -1,6 +1,6 @@
 """The node itself: what is punted to it, what it sends."""
 
-from cluster import FAMILIES, NODE_A, NODE_B, POD_A, POD_C, PROTOCOLS, TCP_, WORLD, service
+from cluster import FAMILIES, NODE_A, NODE_B, POD_A, POD_B, POD_C, PROTOCOLS, TCP_, WORLD, service
 from model import tunnel, tunnelled
 from story import each
 
@@ -15,13 +15,15 @@ def both(fam):
 @each("A pod's {0} over {1} to its own node is punted as it is", PROTOCOLS, FAMILIES)
 def pod_to_host(s, proto, fam):
     s.given(WORLD)
-    for index, address in enumerate(both(fam)):
-        packet = fam.ip(POD_A, address, 33) / proto.opens(33000 + index, 22)
-        s.send(POD_A.port, POD_A.sends(packet)).punted(NODE_A.host_gets(packet))
-        answer = proto.answers(22, 33000 + index)
-        s.send("host", NODE_A.host_sends(fam.ip(address, POD_A) / answer)).forwarded(
-            POD_A.port, POD_A.gets(fam.ip(address, POD_A, 63) / answer)
-        )
+    # Two pods: with several workers they are not both on the host's.
+    for pod in (POD_A, POD_B):
+        for index, address in enumerate(both(fam)):
+            packet = fam.ip(pod, address, 33) / proto.opens(33000 + index, 22)
+            s.send(pod.port, pod.sends(packet)).punted(NODE_A.host_gets(packet))
+            answer = proto.answers(22, 33000 + index)
+            s.send("host", NODE_A.host_sends(fam.ip(address, pod) / answer)).forwarded(
+                pod.port, pod.gets(fam.ip(address, pod, 63) / answer)
+            )
 
 
 @each("A pod's ping to its own node is punted over {0}, even with a TTL of one", FAMILIES)

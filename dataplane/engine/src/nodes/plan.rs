@@ -295,7 +295,12 @@ impl Pipeline {
             Role::Ingress => self.walk_ingress(item, tuple),
             Role::Node => self.walk_node(item, tuple),
             Role::Transit => self.walk_transit(item, tuple),
-            Role::Host => self.walk_host(item, tuple),
+            Role::Host => {
+                if self.asks_the_pods_worker(item, &tuple) {
+                    return None;
+                }
+                self.walk_host(item, tuple)
+            }
         }?;
         let common = Common {
             hop: plan.forward.hop.0,

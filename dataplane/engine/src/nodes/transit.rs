@@ -215,6 +215,21 @@ impl Pipeline {
         ours.then(|| tables.direct.hop(&node_port_key(address, protocol, port), plain)).flatten()
     }
 
+    /// The flow of a pod towards its own node lies with the pod's worker, both ways: what the host sends to a pod and no flow
+    /// here knows is shown to that worker first, which gives back what it does not know either. `true`: the fate is set.
+    pub(crate) fn asks_the_pods_worker(&self, item: &mut Item, tuple: &Tuple) -> bool {
+        let next = match self.tables.pods.by_address(tuple.destination) {
+            Some(pod) if !item.meta.asked => pod.worker,
+            _ => self.host_worker(),
+        };
+        if next == self.options.id {
+            return false;
+        }
+        item.meta.asked = true;
+        item.meta.fate = Fate::Handoff(next);
+        true
+    }
+
     /// From the host: to a Service, a pod here or elsewhere, or another node's pods.
     pub(crate) fn walk_host(&mut self, item: &mut Item, tuple: Tuple) -> Option<Plan> {
         if is_group(tuple.destination) {
