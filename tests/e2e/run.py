@@ -23,6 +23,7 @@ import cni  # noqa: E402
 import kubernetes_node  # noqa: E402
 from node_state import difference, inventory  # noqa: E402
 from small_cluster import SmallCluster, pod_manifest  # noqa: E402
+import restart  # noqa: E402
 from namespaces import wait_until  # noqa: E402
 from probes import Conversation, fetch  # noqa: E402
 from topology import PodSpec, of_family  # noqa: E402
@@ -444,6 +445,8 @@ def a_process_of_the_node_reaches_a_load_balancer_address_and_a_cluster_ip(bin_d
 
 for kubernetes_test in kubernetes_node.TESTS:
     test(kubernetes_test)
+for body in restart.ALL:
+    TESTS.append((f"restart: {body.__name__.replace('_', ' ')}", lambda bin_dir, body=body: body(bin_dir, expect)))
 
 
 def raise_interrupt(number, _frame):

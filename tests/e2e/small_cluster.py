@@ -57,7 +57,8 @@ status:
 def pods(count):
     """So many pods on the node: default/pod-0, default/pod-1, …"""
     v4, v6 = (ipaddress.ip_network(cidr) for cidr in NODE.pod_cidrs)
-    return [PodSpec(f"default/pod-{i}", "node-a", (str(v4[10 + i]), str(v6[10 + i]))) for i in range(count)]
+    first = 10 if count < 200 else 4
+    return [PodSpec(f"default/pod-{i}", "node-a", (str(v4[first + i]), str(v6[first + i]))) for i in range(count)]
 
 
 class SmallCluster(Cluster):

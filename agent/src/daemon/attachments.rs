@@ -55,6 +55,9 @@ impl Attachment {
 #[derive(Serialize, Deserialize)]
 struct Document {
     version: u32,
+    /// Identity of the list: port numbers mean something beside it only.
+    #[serde(default)]
+    id: u64,
     next_port: u16,
     attachments: Vec<Attachment>,
 }
@@ -67,6 +70,7 @@ const FILE: &str = "attachments.json";
 pub struct Attachments {
     path: PathBuf,
     list: BTreeMap<String, Attachment>,
+    id: u64,
     next_port: u16,
 }
 
@@ -74,7 +78,7 @@ impl Attachments {
     /// Reads the list of a state folder; empty if there is none. `first` is the lowest port number of a pod.
     pub fn open(state_dir: &Path, first: u16) -> Result<Self> {
         let path = state_dir.join(FILE);
-        let (list, next_port) = match std::fs::read(&path) {
+        let (list, id, next_port) = match std::fs::read(&path) {
             Ok(bytes) => {
                 let document: Document = serde_json::from_slice(&bytes)
                     .with_context(|| format!("{} cannot be read; remove it to start without pods", path.display()))?;
@@ -86,12 +90,22 @@ impl Attachments {
                     document.version
                 );
                 let list = document.attachments.into_iter().map(|a| (a.container.clone(), a)).collect();
-                (list, document.next_port.max(first))
+                (list, document.id, document.next_port.max(first))
             }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => (BTreeMap::new(), first),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => (BTreeMap::new(), 0, first),
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
         };
-        Ok(Attachments { path, list, next_port })
+        let mut attachments = Attachments { path, list, id, next_port };
+        if id == 0 {
+            attachments.id = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 0u8).max(1);
+            attachments.save()?;
+        }
+        Ok(attachments)
+    }
+
+    /// Identity of this list, for whatever remembers port numbers; a list that was lost and begun anew has another one.
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     /// All of them, by container.
@@ -145,6 +159,7 @@ impl Attachments {
     fn save(&self) -> Result<()> {
         let document = Document {
             version: VERSION,
+            id: self.id,
             next_port: self.next_port,
             attachments: self.list.values().cloned().collect(),
         };
@@ -195,6 +210,15 @@ mod tests {
         let again = Attachments::open(dir.path(), 2).unwrap();
         assert_eq!(again.get("c1"), list.get("c1"));
         assert_eq!(again.of_pod("shop", "web-0").map(|a| a.port), Some(2));
+    }
+
+    #[test]
+    fn a_list_keeps_its_identity_and_a_new_one_has_another() {
+        let dir = tempfile::tempdir().unwrap();
+        let id = Attachments::open(dir.path(), 2).unwrap().id();
+        assert_eq!(Attachments::open(dir.path(), 2).unwrap().id(), id);
+        std::fs::remove_file(dir.path().join(FILE)).unwrap();
+        assert_ne!(Attachments::open(dir.path(), 2).unwrap().id(), id);
     }
 
     #[test]

@@ -174,9 +174,7 @@ impl Control {
         if following.touched.is_empty() {
             return;
         }
-        if self.apply(since) && std::mem::take(&mut self.replug_due) {
-            super::start::replug(self);
-        }
+        self.apply(since);
         self.limit_pods();
     }
 

@@ -37,6 +37,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How often the control thread looks after what nobody tells it of.
 const TICK: Duration = Duration::from_millis(100);
+/// For how long the uplink's program drops what is ours when no agent renews it: long enough for an upgrade, and then the
+/// kernel has the node to itself.
+const GUARD: Duration = Duration::from_secs(300);
+/// How often it is renewed.
+const RENEW: Duration = Duration::from_secs(1);
 /// Longest wait for all workers to take up new tables.
 const APPLY: Duration = Duration::from_secs(2);
 /// How often leases and ports are compared with the pods that exist.
@@ -143,7 +148,7 @@ pub struct Control {
     pub pool: Arc<FramePool>,
     /// For closing queues on this thread.
     pub cache: PoolCache,
-    /// The uplink's XDP program; it goes with this process.
+    /// The uplink's XDP program; it stays on the interface.
     pub program: Option<Program>,
     /// XDP programs of pods on veth pairs, by port number.
     pub pod_programs: BTreeMap<u16, Program>,
@@ -162,7 +167,7 @@ pub struct Control {
     /// Ports on which load balancers ask after Services.
     pub health_ports: HealthPorts,
     /// What the uplink's program was told last.
-    steered: Option<Steering>,
+    pub(super) steered: Option<Steering>,
     /// From a change to every worker running on it.
     pub programming: Histogram,
     /// Since the API object changed.
@@ -173,8 +178,6 @@ pub struct Control {
     pub started: Instant,
     /// The node's own Node object was seen and its host port is up.
     pub host_ready: bool,
-    /// Pods that were attached wait for the cluster to be known.
-    pub replug_due: bool,
     /// What was written down of domain names.
     pub(crate) domains: super::domains::Kept,
     /// What the host was told to send to us.
@@ -193,6 +196,7 @@ pub struct Control {
     /// Most other nodes cannot be reached.
     pub cut_off: bool,
     solicited: Instant,
+    guarded: Option<Instant>,
     /// Tables have just come to want neighbours.
     solicit_now: bool,
 }
@@ -232,7 +236,6 @@ impl Control {
             cluster: Cluster::default(),
             importer: Importer::default(),
             following: parts.following,
-            replug_due: false,
             view: parts.view,
             knobs,
             publisher: parts.publisher,
@@ -270,16 +273,23 @@ impl Control {
             reconciled: parts.started,
             cut_off: false,
             solicited: parts.started,
+            guarded: None,
             solicit_now: false,
         }
     }
 
     /// Runs until told to stop.
     pub fn run(&mut self, inbox: &Receiver<Message>) {
+        self.run_while(inbox, |_| true);
+    }
+
+    /// Runs for as long as `on` holds; `false` if told to stop.
+    pub fn run_while(&mut self, inbox: &Receiver<Message>, on: impl Fn(&Control) -> bool) -> bool {
         let mut next = None;
-        loop {
+        // What was taken from the inbox is dealt with before leaving.
+        while next.is_some() || on(self) {
             match next.take().map_or_else(|| inbox.recv_timeout(TICK), Ok) {
-                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+                Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
                 Ok(Message::Objects(snapshot, since)) => {
                     self.snapshot = snapshot;
                     self.import();
@@ -312,9 +322,11 @@ impl Control {
             self.announce();
             self.keep_domains();
             self.show_health();
+            self.renew_guard();
             self.publisher.collect();
             self.observers.prune(&self.workers);
         }
+        true
     }
 
     /// Now and then gives back what pods left that went without a DEL.
@@ -404,12 +416,26 @@ impl Control {
         true
     }
 
+    /// Renews the time for which the uplink's program drops what is ours when this process is gone.
+    pub fn renew_guard(&mut self) {
+        if self.guarded.is_some_and(|at| at.elapsed() < RENEW) {
+            return;
+        }
+        self.guarded = Some(Instant::now());
+        if let Some(Err(error)) = self.program.as_mut().map(|program| program.guard(GUARD)) {
+            tracing::error!(%error, "cannot guard the uplink for the next start");
+        }
+    }
+
     /// Tells the uplink's XDP program what is ours.
-    fn steer(&mut self, steering: &Steering) {
+    pub fn steer(&mut self, steering: &Steering) {
+        let Some(program) = &mut self.program else {
+            self.steered = None;
+            return;
+        };
         if self.steered.as_ref() == Some(steering) {
             return;
         }
-        let Some(program) = &mut self.program else { return };
         let list = |set: &BTreeSet<IpAddr>| set.iter().copied().collect::<Vec<_>>();
         let ports: Vec<(u8, u16)> = steering.node_ports.iter().map(|(_, protocol, port)| (*protocol, *port)).collect();
         let done = program
@@ -609,7 +635,8 @@ impl Control {
     }
 
     fn look_at_snat(&mut self) {
-        let started = SystemTime::now() - self.started.elapsed();
+        // When the workers' clock began.
+        let started = SystemTime::now() - Duration::from_nanos(super::workers::clock());
         let named = |address: IpAddr| {
             let pod = self.cluster.pods.values().find(|pod| pod.addresses.contains(&address));
             pod.map(|pod| pod.name.to_string())
@@ -622,7 +649,8 @@ impl Control {
         SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
     }
 
-    /// Ends the workers; pods keep their interfaces.
+    /// Ends the workers. Pods keep their interfaces, flows their tables, and the uplink its program, which drops what is ours
+    /// until the next start.
     pub fn shut_down(&mut self) -> Result<()> {
         if let Some(carriers) = &mut self.carriers {
             carriers.stop();
@@ -630,6 +658,8 @@ impl Control {
         if let Err(error) = self.write_domains_at_end() {
             tracing::warn!("cannot write down what was learned of domain names: {error:#}");
         }
+        self.guarded = None;
+        self.renew_guard();
         for worker in &mut self.workers {
             worker.stop();
         }

@@ -33,6 +33,12 @@ pub struct Found {
     /// What was put there for the container runtime.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cni: Option<super::install::Installed>,
+    /// Interface that an XDP program of ours stays on.
+    #[serde(default)]
+    pub uplink: Option<String>,
+    /// Folder of the flow tables.
+    #[serde(default)]
+    pub flow_tables: Option<PathBuf>,
 }
 
 /// The note of what to put back.

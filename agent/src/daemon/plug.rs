@@ -5,6 +5,7 @@
 
 use super::attachments::Attachment;
 use super::control::Control;
+use super::pods::FIRST_POD_PORT;
 use anyhow::{Context, Result, anyhow};
 use sluice_afxdp::{AttachMode, Program, QueueOptions, XskQueue};
 use sluice_ctrl::compile::LocalPod;
@@ -60,14 +61,7 @@ impl Control {
             return None;
         }
         for attachment in pods {
-            let pod = LocalPod {
-                port: attachment.port,
-                worker: self.quietest_worker(),
-                mac: attachment.mac,
-                addresses: attachment.addresses.clone(),
-                extra_sources: Vec::new(),
-                mappings: attachment.mappings.clone(),
-            };
+            let pod = self.local_pod(attachment);
             self.hold_pod(&attachment.pod());
             self.view.pods.insert(attachment.pod(), pod);
         }
@@ -98,7 +92,7 @@ impl Control {
     }
 
     /// Opens our end of a pod's veth pair.
-    fn open_veth(&mut self, port: u16, host: &str) -> Result<XskQueue> {
+    pub(super) fn open_veth(&mut self, port: u16, host: &str) -> Result<XskQueue> {
         let mut program = Program::attach_all(host, AttachMode::Auto)?;
         let umem = self.umem.clone();
         let queue = XskQueue::open(&umem, &mut program, 0, &QueueOptions::default(), &mut self.cache)?;
@@ -106,10 +100,22 @@ impl Control {
         Ok(queue)
     }
 
-    /// The worker with the fewest pods.
-    fn quietest_worker(&self) -> u16 {
-        let load = |id: u16| self.view.pods.values().filter(|p| p.worker == id).count();
-        (0..self.workers.len() as u16).min_by_key(|id| load(*id)).unwrap_or(0)
+    /// A pod as the tables are to have it.
+    pub fn local_pod(&self, attachment: &Attachment) -> LocalPod {
+        LocalPod {
+            port: attachment.port,
+            worker: self.worker_of(attachment.port),
+            mac: attachment.mac,
+            addresses: attachment.addresses.clone(),
+            extra_sources: Vec::new(),
+            mappings: attachment.mappings.clone(),
+        }
+    }
+
+    /// The worker of a pod's port. It follows from the number, which is on disk: a later process finds the pod's flows in
+    /// the table of the same worker. Numbers are given out in turn, so workers get as many pods each.
+    pub fn worker_of(&self, port: u16) -> u16 {
+        port.saturating_sub(FIRST_POD_PORT) % (self.cpus.len() as u16).max(1)
     }
 
     /// Takes a pod's port, rules and interface away. What is gone already is fine.
@@ -210,7 +216,7 @@ fn remove_interface(own: &Netns, attachment: &Attachment) -> Result<()> {
 }
 
 /// Does `work` for each item on a few threads; results in the items' order. One item needs no thread.
-fn side_by_side<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Vec<Result<R>> {
+pub(super) fn side_by_side<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> Result<R> + Sync) -> Vec<Result<R>> {
     if let [only] = items {
         return vec![work(only)];
     }

@@ -6,13 +6,14 @@ use super::attachments::Attachments;
 use super::carriers::Carriers;
 use super::cluster::{Unwatched, Watched};
 use super::control::{Control, Link, Message, Parts};
+use super::flow_files;
 use super::guard::Guard;
 use super::health_ports::HealthPorts;
 use super::host::{self, Lacking, Notes};
 use super::pods::FIRST_POD_PORT;
 use super::reports::Node;
-use super::uplink::{self, Taken};
-use super::workers::Handle;
+use super::resume::{Phases, Prepared};
+use super::uplink;
 use crate::api;
 use anyhow::{Context, Result, anyhow, bail};
 use crossbeam::channel::{Receiver, Sender, unbounded};
@@ -24,8 +25,7 @@ use sluice_ctrl::compile::{HostPort, Knobs, LocalView, Uplink};
 use sluice_ctrl::config::{Config, UplinkDriver, Workers};
 use sluice_ctrl::ipam::Ipam;
 use sluice_ctrl::publish::Publisher;
-use sluice_engine::handoff::Handoff;
-use sluice_engine::{Pipeline, Shared, Worker, WorkerOptions};
+use sluice_engine::Shared;
 use sluice_hostnet::Netns;
 use sluice_port::{FramePool, PoolOptions};
 use sluice_tap::{TapOptions, TapQueue};
@@ -42,24 +42,27 @@ const FRAMES: usize = 32_768;
 pub fn run(config: Config) -> Result<()> {
     let started = Instant::now();
     check_machine()?;
+    let mut phases = Phases::new(started);
     let guard = Guard::before(&config);
-    let (link, inbox, mut control, watch) = assemble(config, started)?;
+    let (link, inbox, mut control, watch, mut prepared) = assemble(config, started)?;
+    phases.done("machine");
     let config = control.config.clone();
-    let server = api::server::Server::bind(&config.socket, config.metrics)?;
-    control.carriers =
-        Some(Carriers::start(config.node.clone(), config.liveness.port, control.shared.clone(), link.clone())?);
+    prepared.returning = control.recall_pods();
     control.read_machine();
     control.begin_from_disk();
     control.import();
-    control.apply(started);
-    // Without a cluster there are no rules, and without rules no pod gets its port back.
-    match control.following.is_some() && control.compile_problem.is_some() {
-        true => control.replug_due = true,
-        false => replug(&mut control),
+    // Packets are taken once there are tables that know what to do with them.
+    let mut waiting = Some(prepared);
+    if control.apply(started)
+        && let Some(prepared) = waiting.take()
+    {
+        phases.done("tables");
+        control.go_live(prepared, &mut phases)?;
     }
-    control.take_up_domains();
+    let server = api::server::Server::bind(&config.socket, config.metrics)?;
+    control.carriers =
+        Some(Carriers::start(config.node.clone(), config.liveness.port, control.shared.clone(), link.clone())?);
     let mut running = server.start(Arc::new(Node::new(link.clone())))?;
-    finish_pending(&mut control, &config.socket);
     let watch = match watch.start(link.clone())? {
         Watched::Kubernetes(source) => {
             if let Some(following) = &mut control.following {
@@ -79,6 +82,18 @@ pub fn run(config: Config) -> Result<()> {
         guard.watch(link.clone())?;
     }
     stop_on_signal(link)?;
+    if let Some(prepared) = waiting.take() {
+        tracing::warn!("there are no tables yet: no packet is taken until there are");
+        if !control.run_while(&inbox, |control| control.publisher.generation() < 2) {
+            return Ok(());
+        }
+        control.go_live(prepared, &mut phases)?;
+    }
+    // Leases of ADDs that were cut off before they had a port.
+    if let Err(error) = control.reconcile() {
+        tracing::error!("cannot give back what lost pods left: {error:#}");
+    }
+    finish_pending(&mut control, &config.socket);
     tracing::info!(node = config.node, workers = control.workers.len(), "running");
     control.run(&inbox);
     tracing::info!("stopping; pods keep their interfaces");
@@ -120,7 +135,7 @@ fn lock(state_dir: &Path) -> Result<File> {
     Ok(file)
 }
 
-fn assemble(config: Config, started: Instant) -> Result<(Link, Receiver<Message>, Control, Unwatched)> {
+fn assemble(config: Config, started: Instant) -> Result<(Link, Receiver<Message>, Control, Unwatched, Prepared)> {
     if config.ports.uplink.driver != UplinkDriver::AfXdp {
         bail!("ports.uplink.driver: only af_xdp is there yet");
     }
@@ -133,6 +148,9 @@ fn assemble(config: Config, started: Instant) -> Result<(Link, Receiver<Message>
     let mut notes = Notes::open(&config.state_dir)?;
     host::fence_ports(&netns, &mut notes, (config.masquerade.ports.first(), config.masquerade.ports.last()))?;
     notes.found.host_interface = Some(config.ports.host.interface.clone());
+    if let Some(old) = notes.found.uplink.replace(uplink_name.clone()).filter(|old| *old != uplink_name) {
+        uplink::remove(&old)?;
+    }
     notes.save()?;
 
     let view = LocalView {
@@ -150,29 +168,18 @@ fn assemble(config: Config, started: Instant) -> Result<(Link, Receiver<Message>
         // Nothing is carried before the election has spoken: another node may be at it.
         carriers: Some(Outcome::default()),
     };
-    let pool = FramePool::new(PoolOptions { frames: FRAMES, huge_pages: true })?;
+    // What takes long and hangs on nothing else is done side by side.
+    let (made, program) = std::thread::scope(|scope| {
+        let made = scope.spawn(|| FramePool::new(PoolOptions { frames: FRAMES, huge_pages: true }));
+        let program = uplink::load(&config);
+        (made.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), program)
+    });
+    let (pool, program) = (made?, program?);
+    let host = TapQueue::open(&TapOptions::new(&config.ports.host.interface))?;
     let shared = Shared::new(config.flows.max);
-    let mut publisher = Publisher::new(sluice_ctrl::compile::empty(&view, &Knobs::from(&config)));
+    let publisher = Publisher::new(sluice_ctrl::compile::empty(&view, &Knobs::from(&config)));
     let cpus = cpus(&config.workers);
-    let mut engines = engines(&config, &mut publisher, &shared, &pool, cpus.len())?;
-
     let umem = Umem::new(&pool);
-    let mut cache = pool.cache();
-    let Taken { program, queues } = uplink::take(&config, &umem, &mut cache)?;
-    let count = engines.len();
-    for (at, queue) in queues.into_iter().enumerate() {
-        engines[at % count].attach(view.uplink.port, Box::new(queue));
-    }
-    let tap = TapQueue::open(&TapOptions::new(&config.ports.host.interface))?;
-    engines[0].attach(view.host.port, Box::new(tap));
-    drop(cache);
-
-    let mut workers = Vec::new();
-    for (id, engine) in engines.into_iter().enumerate() {
-        workers.push(Handle::start(id as u16, engine, cpus[id], config.idle, started)?);
-    }
-    let handles: Vec<_> = workers.iter().map(Handle::waker).collect();
-    workers.iter().for_each(|w| w.introduce(handles.clone()));
     let attachments = Attachments::open(&config.state_dir, FIRST_POD_PORT)?;
     let ipam = Ipam::open(&config.state_dir, Vec::new())?;
     let (sender, inbox): (Sender<Message>, _) = unbounded();
@@ -183,11 +190,11 @@ fn assemble(config: Config, started: Instant) -> Result<(Link, Receiver<Message>
         following,
         view,
         publisher,
-        workers,
+        workers: Vec::new(),
         cpus,
         shared,
         pool,
-        program: Some(program),
+        program: None,
         umem,
         uplink_name,
         attachments,
@@ -196,31 +203,8 @@ fn assemble(config: Config, started: Instant) -> Result<(Link, Receiver<Message>
         health_ports: HealthPorts::start()?,
         started,
     };
-    Ok((Link::new(sender), inbox, Control::new(parts), source))
-}
-
-fn engines(
-    config: &Config,
-    publisher: &mut Publisher,
-    shared: &Arc<Shared>,
-    pool: &Arc<FramePool>,
-    count: usize,
-) -> Result<Vec<Worker>> {
-    let seed = std::hash::BuildHasher::hash_one(&std::collections::hash_map::RandomState::new(), 0u64);
-    let mut all = Vec::new();
-    for (id, handoff) in Handoff::mesh(count).into_iter().enumerate() {
-        let options = WorkerOptions {
-            id: id as u16,
-            workers: count as u16,
-            flows: config.flows.max as usize,
-            seed,
-            huge_pages: true,
-        };
-        let reader = publisher.reader();
-        let pipeline = Pipeline::new(options, reader.get().clone(), shared.clone(), pool.cache(), handoff)?;
-        all.push(Worker::new(pipeline, reader));
-    }
-    Ok(all)
+    let prepared = Prepared { returning: Vec::new(), host, program };
+    Ok((Link::new(sender), inbox, Control::new(parts), source, prepared))
 }
 
 /// CPUs for the workers: all but the first, where there is more than one.
@@ -237,34 +221,6 @@ fn cpus(workers: &Workers) -> Vec<Option<usize>> {
                 _ => all.into_iter().skip(1).map(Some).collect(),
             }
         }
-    }
-}
-
-/// Takes up again the ports of pods that were attached before.
-pub(super) fn replug(control: &mut Control) {
-    let known: Vec<_> = control.attachments.iter().cloned().collect();
-    for attachment in known {
-        let pod = format!("{}/{}", attachment.namespace, attachment.name);
-        let ns = Netns::open(&attachment.netns).ok().filter(|ns| ns.inode() == attachment.netns_inode);
-        let Some(ns) = ns else {
-            tracing::info!(pod, "the pod's network namespace is gone; its port and address are free again");
-            if let Err(error) = control.detach(&attachment) {
-                tracing::error!(pod, "cannot forget the pod: {error:#}");
-            }
-            if let Err(error) = control.ipam.release(&attachment.container, Control::wall_seconds()) {
-                tracing::error!(pod, %error, "cannot release its address");
-            }
-            continue;
-        };
-        if let Err(error) = control.plug(&attachment, &ns) {
-            let problem = format!("pod {pod}: its port cannot be taken up again: {error:#}");
-            tracing::error!("{problem}");
-            control.machine_problems.push(problem);
-        }
-    }
-    // Leases of ADDs that were cut off before they had a port.
-    if let Err(error) = control.reconcile() {
-        tracing::error!("cannot give back what lost pods left: {error:#}");
     }
 }
 
@@ -340,6 +296,12 @@ pub fn cleanup(config: &Config) -> Result<()> {
         {
             sluice_hostnet::delete_link(&ns, &attachment.ifname)?;
         }
+    }
+    if let Some(name) = &notes.found.uplink {
+        uplink::remove(name)?;
+    }
+    if let Some(folder) = &notes.found.flow_tables {
+        flow_files::remove(folder)?;
     }
     sluice_hostnet::remove_redirects(&netns)?;
     if let Some(name) = &notes.found.host_interface {

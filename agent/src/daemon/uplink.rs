@@ -5,31 +5,36 @@
 
 use super::control::Control;
 use super::host;
-use anyhow::{Result, anyhow};
-use sluice_afxdp::{AttachMode, BindMode, Program, QueueOptions, Umem, XskQueue};
+use anyhow::{Context, Result, anyhow};
+use sluice_afxdp::{AttachMode, BindMode, DeviceError, Program, ProgramError, QueueOptions, Umem, XskQueue};
 use sluice_ctrl::config::{Config, Queues, XdpMode};
 use sluice_port::PoolCache;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// The program on the interface, and a queue for each receive queue.
-pub struct Taken {
-    /// The program.
-    pub program: Program,
-    /// The queues, by number.
-    pub queues: Vec<XskQueue>,
+/// Loads the uplink's program and attaches it to last, or makes it ready to succeed the one that an earlier process left.
+pub fn load(config: &Config) -> Result<Program> {
+    let uplink = &config.ports.uplink;
+    Ok(Program::lasting(uplink.interface.as_str(), attach_mode(uplink.mode))?)
 }
 
-/// Attaches to the uplink's interface.
-pub fn take(config: &Config, umem: &Arc<Umem>, cache: &mut PoolCache) -> Result<Taken> {
+/// A queue for each receive queue, by number.
+pub fn open(config: &Config, umem: &Arc<Umem>, program: &mut Program, cache: &mut PoolCache) -> Result<Vec<XskQueue>> {
     let uplink = &config.ports.uplink;
-    let mut program = Program::attach(uplink.interface.as_str(), attach_mode(uplink.mode))?;
     let options = QueueOptions { mode: bind_mode(uplink.mode), ..QueueOptions::uplink() };
     let mut queues = Vec::new();
-    for queue in 0..queue_count(&uplink.queues, &program) {
-        queues.push(XskQueue::open(umem, &mut program, queue, &options, cache)?);
+    for queue in 0..queue_count(&uplink.queues, program) {
+        queues.push(XskQueue::open(umem, program, queue, &options, cache)?);
     }
-    Ok(Taken { program, queues })
+    Ok(queues)
+}
+
+/// Takes the program that stays on an uplink off; an interface that is gone took it along.
+pub fn remove(interface: &str) -> Result<()> {
+    match Program::remove(interface) {
+        Ok(_) | Err(ProgramError::Device(DeviceError::NotFound(_))) => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("cannot take the XDP program off {interface}")),
+    }
 }
 
 /// Every receive queue needs a socket: what the device spreads to a queue without one would go to the kernel.
@@ -66,6 +71,10 @@ impl Control {
             while worker.detach(port) {}
         }
         self.program = None;
+        self.steered = None;
+        if let Err(error) = remove(&self.uplink_name) {
+            tracing::error!("{error:#}");
+        }
         self.put_back = Some(why);
         self.host_ready = false;
         self.set_redirects(&Default::default());
@@ -80,8 +89,11 @@ impl Control {
             return Ok(());
         }
         let umem = self.umem.clone();
-        let Taken { program, queues } = take(&self.config, &umem, &mut self.cache)?;
+        let mut program = load(&self.config)?;
+        let queues = open(&self.config, &umem, &mut program, &mut self.cache)?;
+        program.take_over()?;
         self.program = Some(program);
+        self.renew_guard();
         for (at, queue) in queues.into_iter().enumerate() {
             let worker = self.workers.get(at % self.workers.len().max(1)).ok_or_else(|| anyhow!("no worker"))?;
             if !worker.attach(self.view.uplink.port, Box::new(queue)) {

@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Idle turns before an adaptive worker sleeps.
 const SPIN_TURNS: u32 = 400;
@@ -27,6 +27,12 @@ const SPIN_TURNS: u32 = 400;
 const SLEEP: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// The same while a port is held to its rate.
 const NAP: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
+
+/// The workers' clock in nanoseconds: CLOCK_MONOTONIC, so that a later process counts on from where an earlier one stopped.
+pub fn clock() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
 
 /// What control asks of a worker.
 pub enum Command {
@@ -115,7 +121,7 @@ pub struct Handle {
 
 impl Handle {
     /// Starts a worker's thread on a CPU (`None`: wherever the scheduler likes).
-    pub fn start(id: u16, worker: Worker, cpu: Option<usize>, idle: Idle, start: Instant) -> std::io::Result<Handle> {
+    pub fn start(id: u16, worker: Worker, cpu: Option<usize>, idle: Idle) -> std::io::Result<Handle> {
         let (commands, inbox) = unbounded();
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let (alive, beat) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU64::new(0)));
@@ -129,7 +135,6 @@ impl Handle {
             asleep: asleep.clone(),
             peers: Vec::new(),
             idle,
-            start,
             beat: beat.clone(),
         };
         let living = Alive(alive.clone());
@@ -271,7 +276,6 @@ struct Thread {
     asleep: Arc<AtomicBool>,
     peers: Vec<Waker>,
     idle: Idle,
-    start: Instant,
     beat: Arc<AtomicU64>,
 }
 
@@ -285,7 +289,7 @@ impl Thread {
                 Ok(command) => self.obey(command),
                 Err(TryRecvError::Empty) => {}
             }
-            let handled = self.worker.turn(self.start.elapsed().as_nanos() as u64);
+            let handled = self.worker.turn(clock());
             turns += 1;
             let touched = self.worker.take_touched();
             if touched != 0 {
@@ -308,7 +312,7 @@ impl Thread {
         self.worker.before_sleep();
         // Said before the last look: whoever gives us something after that look sees it and wakes us.
         self.asleep.store(true, Ordering::SeqCst);
-        if self.worker.turn(self.start.elapsed().as_nanos() as u64) > 0 || !self.inbox.is_empty() {
+        if self.worker.turn(clock()) > 0 || !self.inbox.is_empty() {
             self.asleep.store(false, Ordering::SeqCst);
             return;
         }

@@ -175,6 +175,9 @@ impl Config {
         }
         self.check_networks()?;
         self.check_ports()?;
+        if self.flows.path.as_ref().is_some_and(|path| !path.is_absolute()) {
+            return no("flows.path", "must be absolute".to_owned());
+        }
         if !(1024..=1 << 28).contains(&self.flows.max) {
             return no("flows.max", format!("{} is not from 1024 to {}", self.flows.max, 1 << 28));
         }

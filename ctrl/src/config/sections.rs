@@ -257,11 +257,14 @@ pub struct Flows {
     pub max: u32,
     /// How long each is remembered.
     pub timeouts: Timeouts,
+    /// Folder of the tables; beside the socket or in shared memory where it is left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<PathBuf>,
 }
 
 impl Default for Flows {
     fn default() -> Self {
-        Flows { max: 1_048_576, timeouts: Timeouts::default() }
+        Flows { max: 1_048_576, timeouts: Timeouts::default(), path: None }
     }
 }
 

@@ -20,7 +20,7 @@ struct xdp_md {
 	u32 egress_ifindex;
 };
 
-enum { XDP_PASS = 2, XDP_REDIRECT = 4 };
+enum { XDP_DROP = 1, XDP_PASS = 2, XDP_REDIRECT = 4 };
 
 enum {
 	BPF_MAP_TYPE_HASH = 1,
@@ -34,6 +34,7 @@ enum { BPF_ANY = 0, BPF_F_NO_PREALLOC = 1 };
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*const bpf_map_update_elem)(void *map, const void *key, const void *value, u64 flags) = (void *)2;
 static long (*const bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
+static u64 (*const bpf_ktime_get_ns)(void) = (void *)5;
 static long (*const bpf_redirect_map)(void *map, u64 key, u64 flags) = (void *)51;
 
 #define SEC(name) __attribute__((section(name), used))

@@ -2,9 +2,13 @@
  *
  *   ours -> the AF_XDP socket of the receiving queue        all else -> XDP_PASS, untouched
  *
- * Whenever in doubt (truncated, tagged, unknown, no socket) the packet is the kernel's: a node must never lose its
- * own traffic to us. One instance of this program and its maps is attached to each interface; the maps are written
- * by user space only, except `fragments` and `verdicts`.
+ * Whenever in doubt (truncated, tagged, unknown) the packet is the kernel's: a node must never lose its own traffic to
+ * us. One instance of this program and its maps is attached to each interface; the maps are written by user space only,
+ * except `fragments` and `verdicts`.
+ *
+ * Without a socket (the agent is being restarted) what is ours is dropped, not passed, until the time in `guard`: the
+ * kernel has no connection for it and would end ours with a reset. An agent that stays away does not renew that time,
+ * and then the kernel gets everything.
  *
  * An address is in `local_addrs` as
  *   OWNED  a Service VIP or egress address: every packet to it is ours, ARP and ND for it too;
@@ -18,7 +22,7 @@
 
 enum { ADDRESS_NODE = 1, ADDRESS_OWNED = 2 };
 enum { CONFIG_STEER_ALL = 1 };
-enum { VERDICT_PASSED = 0, VERDICT_REDIRECTED = 1, VERDICT_COUNT = 2 };
+enum { VERDICT_PASSED = 0, VERDICT_REDIRECTED = 1, VERDICT_GUARDED = 2, VERDICT_COUNT = 3 };
 
 /* The bound on IPv6 extension headers: more than any sane packet has, few enough to unroll. */
 #define MAX_EXTENSIONS 6
@@ -80,6 +84,13 @@ struct {
 	MAP_TYPE(key, u32);
 	MAP_TYPE(value, struct config);
 } config SEC(".maps");
+
+struct {
+	MAP_INT(type, BPF_MAP_TYPE_ARRAY);
+	MAP_INT(max_entries, 1);
+	MAP_TYPE(key, u32);
+	MAP_TYPE(value, u64); /* nanoseconds of CLOCK_MONOTONIC; 0: nothing is guarded */
+} guard SEC(".maps");
 
 struct {
 	MAP_INT(type, BPF_MAP_TYPE_LRU_HASH);
@@ -450,14 +461,21 @@ INLINE int is_ours(void *data, void *end)
 /* Hands the packet to the socket of its queue if it is ours, and counts what became of it. */
 INLINE int steer(struct xdp_md *ctx, int ours)
 {
-	u32 verdict = VERDICT_PASSED;
+	u32 verdict = VERDICT_PASSED, zero = 0;
 	long action = XDP_PASS;
-	u64 *count;
+	u64 *count, *until;
 
 	if (ours) {
 		action = bpf_redirect_map(&xsks, ctx->rx_queue_index, XDP_PASS);
-		if (action == XDP_REDIRECT)
+		if (action == XDP_REDIRECT) {
 			verdict = VERDICT_REDIRECTED;
+		} else {
+			until = bpf_map_lookup_elem(&guard, &zero);
+			if (until && *until > bpf_ktime_get_ns()) {
+				action = XDP_DROP;
+				verdict = VERDICT_GUARDED;
+			}
+		}
 	}
 	count = bpf_map_lookup_elem(&verdicts, &verdict);
 	if (count)

@@ -83,7 +83,12 @@ pub(crate) fn program_error(error: AyaProgramError) -> ProgramError {
 
 /// What the kernel means by an error number of a native attach; it tells the reason only to its trace.
 pub(crate) fn native_refusal(device: &Device, error: &AyaProgramError) -> String {
-    match errno(error) {
+    native_text(device, errno(error)).unwrap_or_else(|| chain(error))
+}
+
+/// The same for a bare error number; `None` where the kernel's own text says as much.
+pub(crate) fn native_text(device: &Device, errno: Option<i32>) -> Option<String> {
+    Some(match errno {
         Some(libc::EOPNOTSUPP) => {
             let driver = if device.driver.is_empty() { "its" } else { &device.driver };
             format!("{driver} driver has no native XDP")
@@ -96,8 +101,8 @@ pub(crate) fn native_refusal(device: &Device, error: &AyaProgramError) -> String
             "too few queues or offloads in the way (`ethtool -K {} lro off`, `ethtool -L` with twice the CPUs)",
             device.name
         ),
-        _ => chain(error),
-    }
+        _ => return None,
+    })
 }
 
 pub(crate) fn attach(

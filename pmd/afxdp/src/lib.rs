@@ -12,6 +12,7 @@ pub mod attach;
 pub mod bind;
 pub mod device;
 mod gather;
+mod lasting;
 pub mod program;
 pub mod queue;
 mod ring;

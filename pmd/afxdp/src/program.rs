@@ -2,19 +2,22 @@
 //!
 //! Runs on the control thread, in the interface's network namespace while attaching. Source: `bpf/sluice.bpf.c`, which
 //! says what is steered; Documentation/bpf/map_xskmap.rst.
-//! Attached by a BPF link and never by netlink: the kernel removes it when the process ends, however it ends.
+//! Attached by a BPF link, which the kernel removes when the process ends, however it ends; or, for an uplink, to last:
+//! see [`Program::lasting`] and `lasting.rs`.
 //! Each setter takes the whole wanted state and changes only what differs, additions first, so that traffic of what
 //! stays is never missed.
 
 use crate::attach::{AttachMode, Attached, attach, load_error, program_error};
 use crate::device::{Device, DeviceError, Interface};
+use crate::lasting::{self, Found, Predecessor};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, XskMap};
 use aya::programs::Xdp;
 use aya::programs::links::FdLink;
 use aya::{Ebpf, EbpfLoader, include_bytes_aligned};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice.bpf.o"));
 
@@ -100,6 +103,8 @@ pub struct Verdicts {
     pub passed: u64,
     /// Given to one of our sockets.
     pub redirected: u64,
+    /// Ours, but there was no socket: dropped, so that the kernel does not answer for us.
+    pub guarded: u64,
 }
 
 /// The tables that say what is ours; absent where everything is.
@@ -135,30 +140,61 @@ impl Tables {
     }
 }
 
-/// The program on one interface. Dropping it takes it off.
+/// What keeps a program on its interface.
+enum Hold {
+    /// This value: dropping it takes the program off.
+    Link(#[expect(dead_code, reason = "held for its drop")] FdLink),
+    /// The interface: the program stays when the process ends.
+    Interface,
+    /// Nothing yet: the program of an earlier process is to be replaced by this one.
+    Successor(Predecessor, OwnedFd),
+}
+
+/// The program on one interface. Dropping it takes it off, unless it was attached to last.
 pub struct Program {
     device: Device,
     attached: Attached,
     reason: String,
     xsks: XskMap<MapData>,
+    guard: Array<MapData, u64>,
     verdicts: PerCpuArray<MapData, u64>,
     tables: Option<Tables>,
-    _link: FdLink,
+    hold: Hold,
 }
+
+/// Name of the program for shared interfaces, by which a later process knows it.
+pub(crate) const NAME: &str = "sluice";
 
 impl Program {
     /// Loads and attaches the program with empty tables: until they are set, the kernel gets every packet.
     pub fn attach<'a>(interface: impl Into<Interface<'a>>, mode: AttachMode) -> Result<Program, ProgramError> {
-        Program::load(Device::find(interface)?, mode, false)
+        Program::load(Device::find(interface)?, mode, Wish::Tables)
+    }
+
+    /// As [`attach`](Self::attach), but the program stays on the interface when this process ends, and keeps dropping what
+    /// is ours until [`guard`](Self::guard) runs out or a later process takes over. One that an earlier process left is
+    /// replaced by [`take_over`](Self::take_over): until then it goes on as it is, so sockets and tables can be made ready.
+    pub fn lasting<'a>(interface: impl Into<Interface<'a>>, mode: AttachMode) -> Result<Program, ProgramError> {
+        Program::load(Device::find(interface)?, mode, Wish::Lasting)
+    }
+
+    /// Takes a lasting program off an interface, whoever left it there; `false` if there is none of ours.
+    pub fn remove<'a>(interface: impl Into<Interface<'a>>) -> Result<bool, ProgramError> {
+        let device = Device::find(interface)?;
+        match lasting::look(&device)? {
+            Found::Ours(predecessor) => lasting::take_off(&device, &predecessor).map(|()| true),
+            Found::Nothing | Found::Foreign => Ok(false),
+        }
     }
 
     /// Loads and attaches the program with everything steered to us and no tables: for pod interfaces, of which there
     /// are many. A smaller program: attaching takes some 25 ms, nearly all of it in reading the kernel's BTF.
     pub fn attach_all<'a>(interface: impl Into<Interface<'a>>, mode: AttachMode) -> Result<Program, ProgramError> {
-        Program::load(Device::find(interface)?, mode, true)
+        Program::load(Device::find(interface)?, mode, Wish::Everything)
     }
 
-    fn load(device: Device, mode: AttachMode, everything: bool) -> Result<Program, ProgramError> {
+    fn load(device: Device, mode: AttachMode, wish: Wish) -> Result<Program, ProgramError> {
+        let everything = wish == Wish::Everything;
         let mut loader = EbpfLoader::new();
         if everything {
             for table in ["local_addrs", "ports", "fragments"] {
@@ -168,16 +204,39 @@ impl Program {
         let mut ebpf = loader.load(OBJECT).map_err(load_error)?;
         let tables = if everything { None } else { Some(Tables::new(&device, &mut ebpf)?) };
         let xsks = table(&device, &mut ebpf, "xsks")?;
+        let guard = table(&device, &mut ebpf, "guard")?;
         let verdicts = table(&device, &mut ebpf, "verdicts")?;
-        let name = if everything { "sluice_all" } else { "sluice" };
+        let name = if everything { "sluice_all" } else { NAME };
         let program: &mut Xdp = ebpf
             .program_mut(name)
             .ok_or_else(|| ProgramError::Load(format!("the object has no program `{name}`")))?
             .try_into()
             .map_err(program_error)?;
         program.load().map_err(program_error)?;
-        let (link, attached, reason) = attach(program, &device, mode)?;
-        Ok(Program { device, attached, reason, xsks, verdicts, tables, _link: link })
+        let (hold, attached, reason) = if wish == Wish::Lasting {
+            let fd = program.fd().map_err(program_error)?;
+            lasting_hold(&device, fd.as_fd(), mode)?
+        } else {
+            let (link, attached, reason) = attach(program, &device, mode)?;
+            (Hold::Link(link), attached, reason)
+        };
+        Ok(Program { device, attached, reason, xsks, guard, verdicts, tables, hold })
+    }
+
+    /// Puts this program in the place of the one that an earlier process left: from here on packets come to its sockets.
+    /// Nothing to do where there was none.
+    pub fn take_over(&mut self) -> Result<(), ProgramError> {
+        if let Hold::Successor(predecessor, fd) = &self.hold {
+            lasting::replace(&self.device, predecessor, fd.as_fd())?;
+            self.hold = Hold::Interface;
+        }
+        Ok(())
+    }
+
+    /// For how long, from now, what is ours is dropped while no socket takes it; zero: not at all.
+    pub fn guard(&mut self, time: Duration) -> Result<(), ProgramError> {
+        let until = if time.is_zero() { 0 } else { monotonic() + time.as_nanos() as u64 };
+        self.guard.set(0, until, 0).map_err(|e| table_error(&self.device, "guard", e))
     }
 
     /// The interface, as it was when the program was attached.
@@ -262,7 +321,7 @@ impl Program {
                 .map(|per_cpu| per_cpu.iter().sum())
                 .map_err(|e| table_error(&self.device, "verdicts", e))
         };
-        Ok(Verdicts { passed: read(0)?, redirected: read(1)? })
+        Ok(Verdicts { passed: read(0)?, redirected: read(1)?, guarded: read(2)? })
     }
 
     fn tables(&mut self) -> Result<&mut Tables, ProgramError> {
@@ -293,6 +352,52 @@ impl Program {
         }
         Ok(())
     }
+}
+
+/// What is to be loaded, and how it is to be held.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    Tables,
+    Lasting,
+    Everything,
+}
+
+/// Attaches to last, or finds whom to succeed. A predecessor in the wrong place is taken off first.
+fn lasting_hold(
+    device: &Device,
+    program: BorrowedFd<'_>,
+    mode: AttachMode,
+) -> Result<(Hold, Attached, String), ProgramError> {
+    match lasting::look(device)? {
+        Found::Foreign => return Err(ProgramError::Occupied(device.name.clone())),
+        Found::Ours(predecessor) => {
+            let suits = match mode {
+                AttachMode::Auto => true,
+                AttachMode::Native => predecessor.attached == Attached::Native,
+                AttachMode::Generic => predecessor.attached == Attached::Generic,
+            };
+            if suits {
+                let reason = match (predecessor.attached, mode) {
+                    (Attached::Native, _) => "",
+                    (Attached::Generic, AttachMode::Generic) => "generic XDP was asked for",
+                    (Attached::Generic, _) => "generic XDP taken over from the last run",
+                };
+                let attached = predecessor.attached;
+                let own = program.try_clone_to_owned().map_err(|e| ProgramError::Load(e.to_string()))?;
+                return Ok((Hold::Successor(predecessor, own), attached, reason.to_owned()));
+            }
+            lasting::take_off(device, &predecessor)?;
+        }
+        Found::Nothing => {}
+    }
+    let (attached, reason) = lasting::put_on(device, program, mode)?;
+    Ok((Hold::Interface, attached, reason))
+}
+
+/// Nanoseconds of the clock that the kernel's programs read.
+fn monotonic() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// `struct address` of the object: IPv4 as `::ffff:a.b.c.d`.

@@ -498,6 +498,74 @@ fn without_a_socket_the_kernel_gets_what_would_be_ours() {
     });
 }
 
+/// A lasting program with the tables of [`Street`].
+fn lasting(mode: AttachMode) -> Program {
+    let mut program = Program::lasting(NEAR, mode).unwrap();
+    let steering = Steering { vxlan_port: Some(4789), snat_ports: Some((40000, 40099)), steer_all: false };
+    program.set_config(steering).unwrap();
+    program.set_node_addresses(&[NODE4, NODE6]).unwrap();
+    program
+}
+
+#[test]
+fn a_lasting_program_guards_what_is_ours_until_its_successor_takes_over_or_its_time_is_up() {
+    for mode in [AttachMode::Native, AttachMode::Generic] {
+        std::thread::spawn(move || {
+            if !enter() {
+                return;
+            }
+            veth_pair(NEAR, FAR, 1500);
+            let mut memory = Memory::new(1024);
+            let mut program = lasting(mode);
+            program.guard(Duration::from_secs(60)).unwrap();
+            let queue = memory.open(&mut program, &QueueOptions::default());
+            let mut s = Street { far: Raw::open(FAR), near: Raw::open(NEAR), memory, program, queue };
+            let (ours, theirs) = (to(NODE4, UDP, 4789), to(NODE4, TCP, 22));
+            s.ours("the first process", &ours);
+            // The process ends: its socket closes, its descriptors go.
+            let Street { far, near, mut memory, program, queue } = s;
+            drop(program);
+            Box::new(queue).close(&mut memory.cache);
+            let mut program = lasting(mode);
+            program.guard(Duration::from_secs(60)).unwrap();
+            let queue = memory.open(&mut program, &QueueOptions::default());
+            let mut s = Street { far, near, memory, program, queue };
+            assert_eq!(s.fate(&ours), Fate::Lost, "guarded while nobody has taken over");
+            s.kernels("the node's own", &theirs);
+            s.program.take_over().unwrap();
+            s.program.take_over().unwrap();
+            s.ours("the successor", &ours);
+            s.program.unregister(0).unwrap();
+            assert_eq!(s.fate(&ours), Fate::Lost);
+            assert!(s.program.verdicts().unwrap().guarded >= 1);
+            s.program.guard(Duration::ZERO).unwrap();
+            s.kernels("time is up", &ours);
+            s.close();
+            assert!(matches!(Program::attach(NEAR, mode), Err(ProgramError::Occupied(_))));
+            assert!(Program::remove(NEAR).unwrap() && !Program::remove(NEAR).unwrap());
+            drop(Program::attach(NEAR, mode).unwrap());
+        })
+        .join()
+        .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    }
+}
+
+#[test]
+fn a_foreign_program_is_neither_succeeded_nor_taken_off() {
+    std::thread::spawn(|| {
+        if !enter() {
+            return;
+        }
+        veth_pair(NEAR, FAR, 1500);
+        let _foreign = Program::attach_all(NEAR, AttachMode::Auto).unwrap();
+        let refused = Program::lasting(NEAR, AttachMode::Auto).err().unwrap();
+        assert!(matches!(refused, ProgramError::Occupied(ref name) if name == NEAR), "{refused}");
+        assert!(!Program::remove(NEAR).unwrap());
+    })
+    .join()
+    .unwrap();
+}
+
 #[test]
 fn a_program_that_steers_everything_has_no_tables() {
     std::thread::spawn(|| {
