@@ -195,8 +195,7 @@ fn a_change_of_one_service_leaves_every_other_services_shard_and_version_alone()
     assert!((1..=3).contains(&moved), "its three frontends' shards and no other: {moved}");
     let versions = a.versions.iter().zip(b.versions.iter()).filter(|(a, b)| a != b).count();
     assert_eq!(versions, 1);
-    for (a, b) in [(&before.tables.hops, &after.tables.hops)] {
-        assert!(std::sync::Arc::ptr_eq(a, b), "nothing but Services was compiled");
-    }
+    let (a, b) = (&before.tables.hops, &after.tables.hops);
+    assert!(std::sync::Arc::ptr_eq(a, b), "nothing but Services was compiled");
     assert!(std::sync::Arc::ptr_eq(&before.steering.owned_addresses, &after.steering.owned_addresses));
 }
