@@ -3,8 +3,10 @@
 //! `cargo bench -p sluice-benches --bench services`. The cluster is made of model values, 25 endpoints a Service; the
 //! largest has 10,000 Services and 250,000 endpoints.
 
+mod many_services;
+
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use sluice_benches::many_services::World;
+use many_services::World;
 use sluice_ctrl::compile::compile;
 use std::hint::black_box;
 use std::time::Duration;

@@ -1,4 +1,2 @@
 //! Criterion benches of the parts; `sluice bench pipeline` measures the whole. Each file under `benches/` is one noun, with
 //! its yardstick beside it: `hashbrown` for the flow table, `etherparse` for the parse.
-
-pub mod many_services;

@@ -1,6 +1,6 @@
 //! Direct return for the Services that ask for it: their frontends' tags, and a way for each of them to every node.
 //!
-//! Owner: the control thread. Source: the annotation `sluicegate.dev/direct-return` of a Service; `docs/adr/0017`.
+//! Owner: the control thread. Source: the annotation `sluicegate.dev/direct-return` of a Service; `docs/adr/0018`.
 //! Invariants: ways are numbered behind all others, in the order of frontends and nodes; a node whose tunnel is foreign
 //! (its own MAC by annotation) gets none, since it could not read the tag.
 

@@ -133,8 +133,8 @@ pub(crate) struct Rest {
     invalid: BTreeSet<Finding>,
     placement: Placement,
     host_ports: Vec<host_ports::HostPort>,
-    surroundings: services::Surroundings,
-    pod_addresses: services::PodAddresses,
+    surroundings: Arc<services::Surroundings>,
+    pod_addresses: Arc<services::PodAddresses>,
 }
 
 /// What every part of the compiler reads.
@@ -167,15 +167,18 @@ pub fn compile(
         None => Arc::new(compile_rest(cluster, local, knobs, node, previous)?),
     };
     let before = previous.and_then(|p| p.services.as_ref());
-    let (mut services, state) = services::compile(cluster, rest.surroundings.clone(), &rest.pod_addresses, before)?;
+    let (mut services, state) = services::compile(cluster, &rest.surroundings, &rest.pod_addresses, before)?;
     let reach = &state.shards().reach;
     let mut invalid = rest.invalid.clone();
     invalid.extend(state.findings());
     let (hops, direct) = direct::compile(&state.compiled, &services, &rest.hops, &rest.tunnels, &mut invalid);
     let host_ports = host_ports::program(knobs, node, &rest.host_ports, &mut services, &mut invalid)?;
     let steering = Steering::of(node, knobs, &rest, &host_ports, reach, previous.map(|p| &p.steering));
-    let redirects = redirects::of(cluster, node, &host_ports);
-    let health_checks = health::ports(state.compiled.iter().filter_map(|e| e.service.health.as_ref()), &mut invalid);
+    let redirects = redirects::of(state.with_node_ports(cluster), node, &host_ports);
+    let health_checks = health::ports(
+        state.compiled.iter().filter(|e| e.has_health_check).filter_map(|e| e.service.health.as_ref()),
+        &mut invalid,
+    );
     let tables = Tables {
         generation: 0,
         settings: Arc::new(knobs.settings.clone()),
@@ -225,8 +228,8 @@ fn compile_rest(
         inputs: inputs::Inputs::of(cluster, local, knobs),
         placement: moving.placement,
         host_ports: host_ports::of(&context),
-        surroundings: services::surroundings(&context),
-        pod_addresses: services::pod_addresses(&context),
+        surroundings: Arc::new(services::surroundings(&context)),
+        pod_addresses: Arc::new(services::pod_addresses(&context)),
         node: Arc::new(local_node(&context, plan.pod_mtu)),
         pods: Arc::new(pods),
         routes: Arc::new(routes),

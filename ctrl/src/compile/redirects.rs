@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use super::host_ports::HostPort;
-use crate::model::{Cluster, Family, Node, ServiceKind};
+use crate::model::{Family, Node, Service, ServiceKind};
 
 /// A port of the host's own addresses, and where the host must send connections to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,10 +23,15 @@ pub struct Redirect {
     pub to: SocketAddr,
 }
 
-pub(crate) fn of(cluster: &Cluster, node: &Node, host_ports: &[HostPort]) -> BTreeSet<Redirect> {
+/// `services` are those with node ports, by name.
+pub(crate) fn of<'a>(
+    services: impl Iterator<Item = &'a Service>,
+    node: &Node,
+    host_ports: &[HostPort],
+) -> BTreeSet<Redirect> {
     let mut all = BTreeSet::new();
     let mut taken = BTreeSet::new();
-    for service in cluster.services.values().filter(|s| s.is_served()) {
+    for service in services {
         if !matches!(service.kind, ServiceKind::NodePort | ServiceKind::LoadBalancer) {
             continue;
         }

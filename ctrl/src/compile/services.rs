@@ -71,7 +71,8 @@ pub(crate) struct CompiledService {
 /// What one compilation leaves for the next.
 #[derive(Clone, Debug)]
 pub(crate) struct ServiceState {
-    surroundings: Surroundings,
+    surroundings: Arc<Surroundings>,
+    pods: Arc<PodAddresses>,
     seen: Seen,
     /// By name.
     pub compiled: Vec<Entry>,
@@ -79,6 +80,12 @@ pub(crate) struct ServiceState {
 }
 
 impl ServiceState {
+    /// Services with node ports, by name.
+    pub fn with_node_ports<'a>(&'a self, cluster: &'a crate::model::Cluster) -> impl Iterator<Item = &'a Service> {
+        let exposed = self.compiled.iter().filter(|entry| entry.has_node_ports);
+        exposed.filter_map(|entry| cluster.services.get(&entry.service.name)).map(AsRef::as_ref)
+    }
+
     pub fn shards(&self) -> &Shards {
         &self.shards
     }
@@ -108,25 +115,34 @@ pub(crate) fn pod_addresses(context: &Context<'_>) -> PodAddresses {
     }
 }
 
+/// So many changed Services look for their slices one by one.
+const FEW: usize = 8;
+
 pub(crate) fn compile(
     cluster: &crate::model::Cluster,
-    surroundings: Surroundings,
-    pods: &PodAddresses,
+    surroundings: &Arc<Surroundings>,
+    pods: &Arc<PodAddresses>,
     previous: Option<&ServiceState>,
 ) -> Result<(Services, ServiceState), TableError> {
-    let previous = previous.filter(|p| p.surroundings == surroundings);
+    let previous = previous.filter(|p| p.surroundings == *surroundings);
     let seen = Seen::of(cluster);
     let mut names = match previous {
         Some(before) => before.seen.changed(&seen),
         None => cluster.services.keys().cloned().collect(),
     };
-    if let Some(before) = previous {
+    if let Some(before) = previous.filter(|p| !Arc::ptr_eq(&p.pods, pods)) {
         let moved = before.compiled.iter().filter(|entry| !entry.service.still_stands(pods));
         names.extend(moved.map(|entry| entry.service.name.clone()));
     }
     let mut slices: HashMap<(&str, &str), Vec<&EndpointSlice>> =
         names.iter().map(|n| ((n.namespace.as_str(), n.name.as_str()), Vec::new())).collect();
-    if !slices.is_empty() {
+    if names.len() <= FEW {
+        for (name, list) in
+            names.iter().filter_map(|n| Some((n, slices.get_mut(&(n.namespace.as_str(), n.name.as_str()))?)))
+        {
+            list.extend(cluster.slices_of(name).map(AsRef::as_ref));
+        }
+    } else {
         for slice in cluster.endpoint_slices.values() {
             let Some(service) = &slice.service else { continue };
             if let Some(list) = slices.get_mut(&(slice.name.namespace.as_str(), service.as_str())) {
@@ -146,7 +162,7 @@ pub(crate) fn compile(
         let new = match served {
             Some(service) => {
                 let before = old.as_ref().map(|entry| entry.service.as_ref());
-                Some(Entry::new(CompiledService::new(service, slices, &surroundings, pods, before)?))
+                Some(Entry::new(CompiledService::new(service, slices, surroundings, pods, before)?))
             }
             None => None,
         };
@@ -160,7 +176,8 @@ pub(crate) fn compile(
     }
     let shards = Shards::build(&compiled, &changes, previous.map(|p| &p.shards));
     let services = shards.services();
-    Ok((services, ServiceState { surroundings, seen, compiled, shards }))
+    let (surroundings, pods) = (surroundings.clone(), pods.clone());
+    Ok((services, ServiceState { surroundings, pods, seen, compiled, shards }))
 }
 
 /// Networks in which every address is a pod's or a Service's.

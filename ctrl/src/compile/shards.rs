@@ -26,6 +26,10 @@ pub(crate) struct Entry {
     pub has_findings: bool,
     /// It asks for direct return.
     pub direct: bool,
+    /// It has a health-check port.
+    pub has_health_check: bool,
+    /// It has node ports.
+    pub has_node_ports: bool,
 }
 
 impl Entry {
@@ -35,7 +39,10 @@ impl Entry {
         service.addresses.keys().for_each(|address| shards.insert(shard_of_address(*address)));
         let (slot, has_findings) = (service.slot, !service.findings.is_empty());
         let direct = service.frontends.iter().any(|(_, f)| f.direct);
-        Entry { service: Arc::new(service), shards, slot, has_findings, direct }
+        let has_health_check = service.health.is_some();
+        let has_node_ports = service.frontends.iter().any(|(_, f)| f.kind == FrontendKind::NodePort);
+        let service = Arc::new(service);
+        Entry { service, shards, slot, has_findings, direct, has_health_check, has_node_ports }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Direct return: a backend's node answers clients outside by itself, without the node that chose the backend.
 //!
 //! The choosing node sends the client's packet, destination translated and source kept, through the overlay; the inner
-//! Ethernet source says which frontend the client spoke to, so that not a byte is added. `docs/adr/0017` says why.
+//! Ethernet source says which frontend the client spoke to, so that not a byte is added. `docs/adr/0018` says why.
 //!
 //! ```text
 //! inner Ethernet source   06 │ tag of the frontend, 40 bits     (a node's own: 02 00 …)

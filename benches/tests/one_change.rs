@@ -1,0 +1,34 @@
+//! One endpoint that moves costs a small part of compiling all Services, however many there are.
+
+#[path = "../benches/many_services/mod.rs"]
+mod many_services;
+
+use many_services::World;
+use sluice_ctrl::compile::{Compiled, compile};
+use std::time::{Duration, Instant};
+
+/// Compiling all, and the median of compiling one moved endpoint.
+fn all_and_one(services: usize) -> (Duration, Duration) {
+    let mut world = World::new(services, 25);
+    let begun = Instant::now();
+    let mut last: Compiled = compile(&world.cluster, &world.view, &world.knobs, None).unwrap();
+    let all = begun.elapsed();
+    let mut times: Vec<Duration> = (0..31)
+        .map(|turn| {
+            world.move_endpoint(turn * 7 % services, turn + 1);
+            let begun = Instant::now();
+            last = compile(&world.cluster, &world.view, &world.knobs, Some(&last)).unwrap();
+            begun.elapsed()
+        })
+        .collect();
+    times.sort_unstable();
+    (all, times[15])
+}
+
+#[test]
+fn one_moved_endpoint_costs_a_small_part_of_all_services() {
+    for services in [1_000, 4_000] {
+        let (all, one) = all_and_one(services);
+        assert!(one * 15 < all, "{one:?} of {all:?} with {services} Services");
+    }
+}
