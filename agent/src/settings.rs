@@ -1,5 +1,6 @@
 //! The SNAT port ranges that tables need.
 
+use sluice_ctrl::model::Cluster;
 use sluice_engine::Shared;
 use sluice_tables::Tables;
 
@@ -14,5 +15,13 @@ pub fn ensure_spaces(shared: &Shared, tables: &Tables) {
     }
     for address in &tables.egress.addresses {
         shared.spaces.ensure(*address, EGRESS_PORTS);
+    }
+}
+
+/// Makes the ranges of every egress address there is: flows of an earlier process may bear one that this node is about to
+/// carry again, but does not until the nodes have agreed on it.
+pub fn ensure_egress(shared: &Shared, cluster: &Cluster) {
+    for address in cluster.egress_gateways.values().flat_map(|gateway| &gateway.egress_ips) {
+        shared.spaces.ensure((*address).into(), EGRESS_PORTS);
     }
 }

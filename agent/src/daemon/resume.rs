@@ -13,6 +13,7 @@ use super::flow_files::{self, Wanted};
 use super::plug::side_by_side;
 use super::uplink;
 use super::workers::{self, Handle};
+use crate::settings;
 use anyhow::{Result, anyhow};
 use sluice_afxdp::Program;
 use sluice_engine::flow::Stored;
@@ -144,6 +145,7 @@ impl Control {
             let (tables, shared, cache) = (reader.get().clone(), self.shared.clone(), self.pool.cache());
             made.push((Pipeline::with_flows(options, tables, shared, cache, handoff, flow_tables), reader));
         }
+        settings::ensure_egress(&self.shared, &self.cluster);
         let mut found = Stored { torn: opened.torn, ..Stored::default() };
         let now = workers::clock();
         let take_up = |pipeline: &mut Pipeline| {
