@@ -137,9 +137,8 @@ pub(crate) fn compile(
     let mut slices: HashMap<(&str, &str), Vec<&EndpointSlice>> =
         names.iter().map(|n| ((n.namespace.as_str(), n.name.as_str()), Vec::new())).collect();
     if names.len() <= FEW {
-        for (name, list) in
-            names.iter().filter_map(|n| Some((n, slices.get_mut(&(n.namespace.as_str(), n.name.as_str()))?)))
-        {
+        for name in &names {
+            let list = slices.entry((name.namespace.as_str(), name.name.as_str())).or_default();
             list.extend(cluster.slices_of(name).map(AsRef::as_ref));
         }
     } else {
