@@ -135,7 +135,7 @@ impl Outbox {
 
     /// Queues the next `n` of `frames`, in the ordinary case; 0 and nothing taken where [`push`](Self::push) must look, frame by
     /// frame: no lane, no room, a rate, or a device that wants segments joined. The caller counts. Frames go from vector to vector:
-    /// through an `Option` each is taken apart and waits for its own stores, which measured 4 ns.
+    /// through an `Option` each is taken apart and waits for its own stores.
     #[inline(always)]
     pub fn extend_plain(&mut self, port: u16, frames: &mut std::vec::Drain<'_, Frame>, n: usize) -> usize {
         match self.lanes.get_mut(usize::from(port)) {

@@ -350,7 +350,7 @@ impl Pipeline {
         true
     }
 
-    // Each stage is a function of its own: in one piece they have not registers enough, which measured 2 ns a packet.
+    // Each stage is a function of its own: in one piece they have not registers enough.
 
     /// Takes frames just received, each of which names its port, in their order. `burst` is left empty.
     pub fn receive(&mut self, burst: &mut Burst) {
