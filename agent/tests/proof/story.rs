@@ -3,7 +3,7 @@
 
 use crate::chance::Chance;
 use crate::flow::{Flow, Part};
-use crate::node::{Control, Gate, Node, Outcome};
+use crate::node::{Control, Node, Outcome};
 use crate::world::World;
 use serde_json::Value;
 use sluice_engine::Reason;
