@@ -48,7 +48,7 @@ impl SnatWatch {
         for (address, used, all) in spaces {
             let percent = used * 100 / (*all).max(1);
             let was = self.short.contains(address);
-            let short = percent >= WARN || was && percent > CALM;
+            let short = used * 100 >= WARN * all || was && used * 100 > CALM * all;
             if short {
                 let text = format!(
                     "SNAT ports of {address}: {percent} % are leased; when none is left, new connections are dropped \

@@ -47,6 +47,9 @@ pub fn run(config: Config) -> Result<()> {
     let (link, inbox, mut control, watch, mut prepared) = assemble(config, started)?;
     phases.done("machine");
     let config = control.config.clone();
+    // Before the first tables: these tell it who the nodes are.
+    control.carriers =
+        Some(Carriers::start(config.node.clone(), config.liveness.port, control.shared.clone(), link.clone())?);
     prepared.returning = control.recall_pods();
     control.read_machine();
     control.begin_from_disk();
@@ -60,8 +63,6 @@ pub fn run(config: Config) -> Result<()> {
         control.go_live(prepared, &mut phases)?;
     }
     let server = api::server::Server::bind(&config.socket, config.metrics)?;
-    control.carriers =
-        Some(Carriers::start(config.node.clone(), config.liveness.port, control.shared.clone(), link.clone())?);
     let mut running = server.start(Arc::new(Node::new(link.clone())))?;
     let watch = match watch.start(link.clone())? {
         Watched::Kubernetes(source) => {
