@@ -11,7 +11,7 @@ export PYTHON
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint fmt bench bench-tap bench-compare image install clean
+.PHONY: help setup build demo test lint fmt bench bench-tap bench-compare bench-control image install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
