@@ -2,11 +2,13 @@
 //! and a backend's departure moves little else.
 //!
 //! Owner: the control thread builds, workers read. Invariants: the table depends on the set of (address, port) alone,
-//! not on order, on which node builds it or on `Backend::local`, so all nodes agree; its size is prime, so that every
-//! step visits every slot; shares differ by at most one slot. Cost: O(size · log size) on average to build, one load
-//! to use. Sizes come from a ladder of few steps: only a change across a step moves every slot. Within a step, up to
-//! 147 backends, a departure moves about 1.2 shares, and seldom more than two (2.3 was the worst seen: walks of nearly the
-//! same step get into each other's way); with many more, the largest table is too small for that.
+//! not on order, on which node builds it or on `Backend::local`, so all nodes agree; shares differ by at most one slot.
+//! Cost: O(size · log size) on average to build, one load to use. Sizes come from a ladder of few steps: only a change
+//! across a step moves every slot. Within a step, up to 127 backends, a departure moves at most two shares; with many more,
+//! the largest table is too small for that.
+//!
+//! Where the paper walks by arithmetic progressions, a backend's order is drawn by hash here: progressions of nearly the same
+//! step get into each other's way, and in one set of a hundred a departure moved up to three shares.
 
 use crate::services::Backend;
 use crate::stable_hash::{mix, stable_hash};
@@ -18,8 +20,8 @@ pub const LARGEST_TABLE: usize = 65_521;
 /// Slots per backend that keep shares within one per cent of each other.
 const SLOTS_PER_BACKEND: usize = 100;
 /// Slots per square of backends that keep a departure below two shares: with fewer, the gaps that others fill collide
-/// (measured: 1.4 shares at 10 slots per square, 2.0 at 2.6, 6 at 0.16).
-const SLOTS_PER_SQUARE: usize = 3;
+/// (the worst of 3,000 sets: 1.4 shares at 12 slots per square, 2.04 at 3.1).
+const SLOTS_PER_SQUARE: usize = 4;
 
 /// Size of the table for a number of backends; 0 for none.
 pub fn table_size(backends: usize) -> usize {
@@ -38,7 +40,7 @@ pub fn build(backends: &[Backend]) -> Vec<u16> {
     }
     const EMPTY: u16 = u16::MAX;
     let mut table = vec![EMPTY; size];
-    let mut walks: Vec<Walk> = backends.iter().map(|b| Walk::of(b, size)).collect();
+    let mut walks: Vec<Walk> = backends.iter().map(Walk::of).collect();
     let mut free = size;
     loop {
         for (index, walk) in walks.iter_mut().enumerate() {
@@ -57,24 +59,20 @@ pub fn build(backends: &[Backend]) -> Vec<u16> {
     }
 }
 
-/// A backend's order of preference over all slots: an arithmetic progression modulo the prime size.
+/// A backend's order of preference over all slots: drawn by hash, some more than once.
 struct Walk {
-    at: usize,
-    skip: usize,
+    hash: u64,
 }
 
 impl Walk {
-    fn of(backend: &Backend, size: usize) -> Walk {
-        let hash = stable_hash(&(backend.address.0, backend.port));
-        let at = (hash % size as u64) as usize;
-        let skip = (mix(hash ^ 0x9e37_79b9_7f4a_7c15) % (size as u64 - 1)) as usize + 1;
-        Walk { at, skip }
+    fn of(backend: &Backend) -> Walk {
+        Walk { hash: stable_hash(&(backend.address.0, backend.port)) }
     }
 
     fn next(&mut self, size: usize) -> usize {
-        let slot = self.at;
-        self.at = (self.at + self.skip) % size;
-        slot
+        let draw = u128::from(mix(self.hash)) * size as u128;
+        self.hash = self.hash.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        (draw >> 64) as usize
     }
 }
 
@@ -93,23 +91,20 @@ mod tests {
         set.into_iter().collect()
     }
 
-    /// The paper's pseudocode with explicit permutations: slow, obvious.
+    /// The paper's pseudocode, each order looked through from its beginning at every turn: slow, obvious.
     fn oracle(backends: &[Backend]) -> Vec<u16> {
         let size = table_size(backends.len());
-        let permutations: Vec<Vec<usize>> = backends
-            .iter()
-            .map(|b| {
-                let hash = stable_hash(&(b.address.0, b.port));
-                let offset = (hash % size as u64) as usize;
-                let skip = (mix(hash ^ 0x9e37_79b9_7f4a_7c15) % (size as u64 - 1)) as usize + 1;
-                (0..size).map(|j| (offset + j * skip) % size).collect()
-            })
-            .collect();
         let mut table: Vec<Option<u16>> = vec![None; size];
         let mut turn = 0;
         while table.contains(&None) {
-            let wanted = permutations[turn % backends.len()].iter().find(|slot| table[**slot].is_none()).unwrap();
-            table[*wanted] = Some((turn % backends.len()) as u16);
+            let backend = &backends[turn % backends.len()];
+            let hash = stable_hash(&(backend.address.0, backend.port));
+            let slot_of = |draw: u64| {
+                let number = mix(hash.wrapping_add(draw.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+                (u128::from(number) * size as u128 / (1 << 64)) as usize
+            };
+            let wanted = (0..).map(slot_of).find(|slot| table[*slot].is_none()).unwrap();
+            table[wanted] = Some((turn % backends.len()) as u16);
             turn += 1;
         }
         table.into_iter().flatten().collect()
@@ -120,8 +115,8 @@ mod tests {
         for size in LADDER {
             assert!((2..size).take_while(|d| d * d <= size).all(|d| !size.is_multiple_of(d)), "{size} is prime");
         }
-        assert_eq!([0, 1, 2, 3, 10, 11, 36].map(table_size), [0, 251, 251, 1_021, 1_021, 4_093, 4_093]);
-        assert_eq!([37, 73, 74, 147, 65_521].map(table_size), [16_381, 16_381, 65_521, 65_521, 65_521]);
+        assert_eq!([0, 1, 2, 3, 10, 11, 31].map(table_size), [0, 251, 251, 1_021, 1_021, 4_093, 4_093]);
+        assert_eq!([32, 63, 64, 127, 65_521].map(table_size), [16_381, 16_381, 65_521, 65_521, 65_521]);
     }
 
     #[test]
@@ -152,22 +147,6 @@ mod tests {
         assert_eq!(build(&here), build(&there));
     }
 
-    #[test]
-    fn a_departure_moves_two_shares_only_in_rare_sets() {
-        let mut moved_more = 0;
-        for round in 0..200u32 {
-            let before = backends((0..12).map(|n| round * 100 + n * 7));
-            let mut after = before.clone();
-            after.remove(round as usize % 12);
-            let (a, b) = (build(&before), build(&after));
-            assert_eq!(a.len(), 4_093);
-            let b: Vec<u16> = if b.len() == a.len() { b } else { continue };
-            let moved = a.iter().zip(&b).filter(|(x, y)| before[usize::from(**x)] != after[usize::from(**y)]).count();
-            moved_more += usize::from(moved * 12 > 2 * a.len());
-        }
-        assert!(moved_more <= 4, "{moved_more} of 200");
-    }
-
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
@@ -178,8 +157,8 @@ mod tests {
         }
 
         #[test]
-        fn one_departure_moves_at_most_three_shares(
-            ids in prop::collection::btree_set(0u32..60_000, 2..147),
+        fn one_departure_moves_at_most_two_shares(
+            ids in prop::collection::btree_set(0u32..60_000, 2..128),
             which in any::<prop::sample::Index>(),
         ) {
             let before = backends(ids);
@@ -188,7 +167,7 @@ mod tests {
             prop_assume!(table_size(before.len()) == table_size(after.len()));
             let (a, b) = (build(&before), build(&after));
             let moved = a.iter().zip(&b).filter(|(x, y)| before[usize::from(**x)] != after[usize::from(**y)]).count();
-            prop_assert!(moved * before.len() <= 3 * a.len(), "{} of {} slots for {}", moved, a.len(), before.len());
+            prop_assert!(moved * before.len() <= 2 * a.len(), "{} of {} slots for {}", moved, a.len(), before.len());
         }
     }
 }
