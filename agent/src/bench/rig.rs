@@ -23,6 +23,8 @@ use std::time::Instant;
 pub const ROUND: usize = 4096;
 /// The same for several workers: what the ring between two of them holds, so that one which is descheduled loses nothing.
 const SHARED_ROUND: usize = 1024;
+/// Frames a worker's cache may keep, and groups of them on their way.
+const SPARE_FRAMES: usize = 512;
 /// Flows that shake hands together.
 const TOGETHER: usize = 64;
 /// Turns without a packet after which none will come: a queue that has been quiet is asked every 64th turn.
@@ -131,7 +133,9 @@ impl Rig {
         let all = u32::try_from(room * usize::from(workers)).context("too many flows")?;
         let shared = Shared::new(all);
         crate::settings::ensure_spaces(&shared, &bed.tables);
-        let pool = FramePool::new(PoolOptions { frames: ROUND * 2 * usize::from(workers), huge_pages: true })?;
+        // A round's buffers and what caches keep: the depot goes round, so a larger pool would only be a larger working set.
+        let frames = ROUND + SPARE_FRAMES * usize::from(workers);
+        let pool = FramePool::new(PoolOptions { frames, huge_pages: true })?;
         let mut writer = Writer::new(Arc::clone(&bed.tables));
         let mut stations = Vec::new();
         for (id, handoff) in (0..workers).zip(Handoff::mesh(usize::from(workers))) {

@@ -11,8 +11,8 @@ use sluice_port::{Burst, Capabilities, Frame, PoolCache, Queue};
 
 /// Frames a lane holds for a device that refuses them; more are dropped as `TxFull`.
 const LANE_LIMIT: usize = 512;
-/// A lane this long is flushed before the turn is over.
-const LANE_PRESSING: usize = LANE_LIMIT / 2;
+/// When so many frames have been queued, lanes are flushed before the turn is over.
+const PRESSING: usize = LANE_LIMIT / 2;
 
 /// A shaped lane holds what its rate passes in this part of a second, and at least so many bytes.
 const HOLD_PART: u64 = 10;
@@ -65,23 +65,34 @@ impl Shaper {
 #[derive(Default)]
 pub struct Outbox {
     lanes: Vec<Option<Lane>>,
-    /// A lane has become long since the last look.
-    pressing: bool,
+    /// Frames queued since the last flush before a turn's end, or the turn's beginning.
+    queued: usize,
     /// The turn's time.
     now: u64,
 }
 
 impl Outbox {
-    /// Whether a lane has become long since the last call.
+    /// Whether so much has been queued that a lane may be long; counts anew then.
     #[inline(always)]
     pub fn is_pressing(&mut self) -> bool {
-        std::mem::take(&mut self.pressing)
+        let pressing = self.queued >= PRESSING;
+        if pressing {
+            self.queued = 0;
+        }
+        pressing
+    }
+
+    /// Counts frames put into [`plain_lane`](Self::plain_lane)s.
+    #[inline(always)]
+    pub fn count_queued(&mut self, n: usize) {
+        self.queued += n;
     }
 
     /// Sets the turn's time.
     #[inline(always)]
     pub fn set_time(&mut self, now: u64) {
         self.now = now;
+        self.queued = 0;
     }
 
     /// Holds a port to a rate, or to none any more.
@@ -133,18 +144,13 @@ impl Outbox {
         self.lanes.get(usize::from(port)).is_some_and(Option::is_some)
     }
 
-    /// Queues the next `n` of `frames`, in the ordinary case; 0 and nothing taken where [`push`](Self::push) must look, frame by
-    /// frame: no lane, no room, a rate, or a device that wants segments joined. The caller counts. Frames go from vector to vector:
-    /// through an `Option` each is taken apart and waits for its own stores.
+    /// The lane of a port in the ordinary case, with room for one frame at least; the caller counts what it puts there. `None`
+    /// where [`push`](Self::push) must look: no lane, no room, a rate, or a device that wants segments joined.
     #[inline(always)]
-    pub fn extend_plain(&mut self, port: u16, frames: &mut std::vec::Drain<'_, Frame>, n: usize) -> usize {
+    pub fn plain_lane(&mut self, port: u16) -> Option<&mut Burst> {
         match self.lanes.get_mut(usize::from(port)) {
-            Some(Some(lane)) if lane.plain && lane.frames.len() + n <= LANE_LIMIT => {
-                lane.frames.extend(frames.take(n));
-                self.pressing |= lane.frames.len() >= LANE_PRESSING;
-                n
-            }
-            _ => 0,
+            Some(Some(lane)) if lane.plain && lane.frames.len() < LANE_LIMIT => Some(&mut lane.frames),
+            _ => None,
         }
     }
 
@@ -172,8 +178,8 @@ impl Outbox {
             frame
         };
         lane.frames.push(frame);
+        self.queued += 1;
         sent.add(1);
-        self.pressing |= lane.frames.len() >= LANE_PRESSING;
     }
 
     /// Hands a lane's frames to its device; those it refuses wait.
@@ -234,10 +240,9 @@ mod tests {
         outbox.limit(PORT, Some(RATE));
         // 150 frames of 1,000 bytes: 128 KB may wait.
         for _ in 0..150 {
-            let mut frames = vec![cache.alloc_copy(&[0; 1000]).unwrap()];
-            let mut frames = frames.drain(..);
-            assert_eq!(outbox.extend_plain(PORT, &mut frames, 1), 0, "a shaped lane is no plain one");
-            frames.for_each(|frame| outbox.push(PORT, frame, &mut cache, &counters, &counters.sent));
+            assert!(outbox.plain_lane(PORT).is_none(), "a shaped lane is no plain one");
+            let frame = cache.alloc_copy(&[0; 1000]).unwrap();
+            outbox.push(PORT, frame, &mut cache, &counters, &counters.sent);
         }
         assert_eq!((counters.sent.get(), counters.drops_of(Reason::TxFull)), (131, 19));
         let mut received = 0;

@@ -28,7 +28,7 @@ use crate::outbox::Outbox;
 use crate::reason::{Reason, Stage};
 use crate::tally::Tally;
 use crate::trace::{Event, Note, Trace};
-use sluice_port::{Burst, Frame, PoolCache, PoolError};
+use sluice_port::{Burst, Dealer, Frame, PoolCache, PoolError};
 use sluice_tables::Tables;
 use sluice_wire::packet::Shape;
 use std::sync::Arc;
@@ -467,42 +467,45 @@ impl Pipeline {
     fn leave(&mut self, burst: &mut Burst, n: usize) {
         let mut others = std::mem::take(&mut self.others);
         let host = self.tables.node.host;
-        let (mut sent, mut punted) = (0, 0);
+        let (mut queued, mut punted) = (0u64, 0u64);
         {
-            let ordinary = n - others.len();
-            let (mut frames, mut items) = (burst.drain(..ordinary), others.drain(..));
-            let (outs, n, mut at) = (self.columns.outs, n.min(BATCH), 0);
-            while at < n {
-                let port = outs[at];
-                if port != NO_PORT {
-                    let mut run = 1;
-                    while at + run < n && outs[at + run] == port {
-                        run += 1;
-                    }
-                    let taken = self.outbox.extend_plain(port, &mut frames, run);
-                    if taken == 0 {
-                        for frame in frames.by_ref().take(run) {
-                            let mut item = Item::received(frame);
-                            item.meta.fate = Fate::Send(port);
-                            self.settle(item);
-                        }
-                    }
-                    *(if port == host { &mut punted } else { &mut sent }) += taken as u64;
-                    at += run;
-                    continue;
+            let mut frames = Dealer::new(burst, n - others.len());
+            let mut items = others.drain(..);
+            let outs = self.columns.outs;
+            for (at, port) in outs.iter().copied().enumerate().take(n) {
+                if port != NO_PORT
+                    && let Some(lane) = self.outbox.plain_lane(port)
+                {
+                    lane.push(frames.take());
+                    queued += 1;
+                    punted += u64::from(port == host);
+                } else {
+                    self.leave_as_item(at, port, &mut frames, &mut items);
                 }
-                let other = self.columns.facts[at].kind == Kind::Other;
-                let item = if other { items.next() } else { frames.next().map(|frame| self.columns.item(at, frame)) };
-                if let Some(mut item) = item {
-                    self.apply_at(at, &mut item);
-                    self.settle(item);
-                }
-                at += 1;
             }
         }
-        self.counters.sent.add(sent);
+        self.outbox.count_queued(queued as usize);
+        self.counters.sent.add(queued - punted);
         self.counters.punted.add(punted);
         self.others = others;
+    }
+
+    /// A packet that no ordinary lane takes.
+    #[inline(never)]
+    fn leave_as_item(&mut self, at: usize, port: u16, frames: &mut Dealer<'_>, items: &mut std::vec::Drain<'_, Item>) {
+        let mut item = if port != NO_PORT {
+            let mut item = Item::received(frames.take());
+            item.meta.fate = Fate::Send(port);
+            item
+        } else if self.columns.facts[at].kind != Kind::Other {
+            self.columns.item(at, frames.take())
+        } else if let Some(item) = items.next() {
+            item
+        } else {
+            return;
+        };
+        self.apply_at(at, &mut item);
+        self.settle(item);
     }
 
     /// The flow of an item whose key and candidate stand at a position, unless its fate is set.

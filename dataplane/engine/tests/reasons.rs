@@ -207,7 +207,7 @@ fn a_flow_that_waits_for_a_neighbour_keeps_no_snat_port() {
 fn a_gateway_whose_mac_is_not_known_takes_nothing() {
     let mut tables = tables(1, false);
     let mut hops: Vec<Hop> = tables.hops.iter().cloned().collect();
-    hops[3].kind = HopKind::Unresolved;
+    hops[3] = Hop::unresolved(hops[3].port, hops[3].mtu);
     tables.hops = Arc::new(Hops::new(hops));
     let mut node = Node::new(tables, 1, 1024);
     node.send(&udp(OUTSIDE, 1000));

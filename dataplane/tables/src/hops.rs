@@ -40,7 +40,7 @@ pub struct Hop {
     pub mtu: u16,
     /// What kind of way.
     pub kind: HopKind,
-    /// Valid bytes of `header`.
+    /// Valid bytes of `header`: 14, an overlay's 64 or 84, or 0 for a way that is unresolved.
     pub header_len: u8,
     /// Whether this is a tunnel that pods leave the cluster through: it is there as long as that gateway carries something,
     /// so that flows through it look for another way when it no longer does, and the node's other flows do not.
@@ -81,6 +81,12 @@ impl Hops {
     #[inline]
     pub fn get(&self, id: HopId) -> Option<&Hop> {
         self.list.get(usize::from(id.0))
+    }
+
+    /// Every hop, by number.
+    #[inline]
+    pub fn list(&self) -> &[Hop] {
+        &self.list
     }
 
     /// Number of hops.

@@ -105,14 +105,11 @@ impl Packet {
         let head = l3.first_chunk::<40>()?;
         let total = be16(head, 2);
         let tcp = head[9] == TCP;
-        let ordinary = (head[0] == 0x45)
-            & (head[6] & 0x3f == 0)
-            & (head[7] == 0)
-            & (tcp | (head[9] == UDP))
-            & (total <= held)
-            & (total >= 28)
-            & header_sum_is_right(head);
-        if !ordinary {
+        // Version, header length and fragment fields compared as one word.
+        const MASK: u64 = u64::from_ne_bytes([0xff, 0, 0, 0, 0, 0, 0x3f, 0xff]);
+        const WHOLE: u64 = u64::from_ne_bytes([0x45, 0, 0, 0, 0, 0, 0, 0]);
+        let word = u64::from_ne_bytes([head[0], head[1], head[2], head[3], head[4], head[5], head[6], head[7]]);
+        if !((word & MASK == WHOLE) & (total <= held) & header_sum_is_right(head)) {
             return None;
         }
         let sound = if tcp {
@@ -120,7 +117,7 @@ impl Packet {
             (end >= 40) & (end <= total) & (end <= l3.len()) & flags_are_sane(head[33])
         } else {
             let len = be16(head, 24);
-            (len >= 8) & (20 + len <= total)
+            (head[9] == UDP) & (len >= 8) & (20 + len <= total)
         };
         sound.then_some(Packet {
             family: 4,
@@ -392,22 +389,34 @@ fn header_sum_is_right(head: &[u8; 40]) -> bool {
 }
 
 /// Whether a sum of at most 2^16 words of 32 bits is all ones when its carries are folded back into 16 bits (RFC 1071): then
-/// it is a multiple of 65535, and not zero.
+/// it is a multiple of 65535, and not zero. Two instructions where folding takes ten: for an odd divisor the product with its
+/// inverse modulo 2^64 is the quotient, small, if the division is exact, and large if not.
 #[inline(always)]
 pub fn is_all_ones(sum: u64) -> bool {
-    // A 32-bit word and what it carries, then the two halves of that: rotating by 16 and adding leaves in the upper half their
-    // sum with its carry.
-    let (folded, carry) = (sum as u32).overflowing_add((sum >> 32) as u32);
-    let folded = folded + u32::from(carry);
-    (folded.wrapping_add(folded.rotate_left(16))) >> 16 == 0xffff
+    const MOST: u64 = u64::MAX / 65_535;
+    const INVERSE: u64 = MOST.wrapping_neg();
+    const _: () = assert!(INVERSE.wrapping_mul(65_535) == 1);
+    sum.wrapping_mul(INVERSE).wrapping_sub(1) < MOST
 }
+
+/// One bit for each combination of FIN, SYN, RST, PSH, ACK and URG that an endpoint sends.
+const SANE_FLAGS: u64 = {
+    const FIN: u64 = 1;
+    const SYN: u64 = 2;
+    const RST: u64 = 4;
+    let (mut bits, mut flags) = (0u64, 1u64);
+    while flags < 64 {
+        if flags & SYN == 0 || flags & (FIN | RST) == 0 {
+            bits |= 1 << flags;
+        }
+        flags += 1;
+    }
+    bits
+};
 
 #[inline(always)]
 fn flags_are_sane(flags: u8) -> bool {
-    const FIN: u8 = 1;
-    const SYN: u8 = 2;
-    const RST: u8 = 4;
-    (flags & 0x3f != 0) & ((flags & SYN == 0) | (flags & (FIN | RST) == 0))
+    SANE_FLAGS >> (flags & 0x3f) & 1 != 0
 }
 
 #[inline]

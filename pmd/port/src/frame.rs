@@ -229,6 +229,42 @@ impl Frame {
         Some(self.head_mut())
     }
 
+    /// `N` bytes at `at` of the first chunk; `None` if it has not so many.
+    #[inline(always)]
+    pub fn peek<const N: usize>(&self, at: usize) -> Option<&[u8; N]> {
+        if at + N > self.head_len() {
+            return None;
+        }
+        // SAFETY: at + N lies in this chunk's data, which this Frame owns (as in `head`).
+        Some(unsafe { &*self.base.as_ptr().add(usize::from(self.offset) + at).cast::<[u8; N]>() })
+    }
+
+    /// [`rewrap`](Self::rewrap) with lengths known beforehand: `H` bytes go in front of what lies at `strip`, of which `keep` stay
+    /// in the packet. Returns both, the second with `P` bytes, more than `keep` perhaps (a datagram that is shorter than what its
+    /// receiver looks at). `None`, with nothing changed, where `rewrap` says so and if the chunk has not `P` bytes from `strip` on.
+    /// A partial checksum is not for it: its start stays.
+    #[inline(always)]
+    pub fn rewrap_fixed<const H: usize, const P: usize>(
+        &mut self,
+        strip: usize,
+        keep: usize,
+    ) -> Option<(&mut [u8; H], &mut [u8; P])> {
+        let at = usize::from(self.offset) + strip;
+        if (self.segments != 1) | (strip + keep.max(P) > self.head_len()) | (at < H + LINK_BYTES) {
+            return None;
+        }
+        self.offset = (at - H) as u16;
+        self.len = (H + keep) as u16;
+        self.total = (H + keep) as u32;
+        // SAFETY: `at` is at least H + LINK_BYTES, so the H bytes in front of it are behind the chain link; the P bytes from it on
+        // were data of this chunk a moment ago. Both lie in the chunk that this Frame owns, do not overlap, and `&mut self` makes
+        // the access exclusive.
+        unsafe {
+            let packet = self.base.as_ptr().add(at);
+            Some((&mut *packet.sub(H).cast::<[u8; H]>(), &mut *packet.cast::<[u8; P]>()))
+        }
+    }
+
     /// Whether it asks nothing of the device: no segmentation, and the checksum is complete.
     #[inline(always)]
     pub fn is_bare(&self) -> bool {
@@ -479,6 +515,50 @@ mod tests {
             prop_assert_eq!(one.checksum, three.checksum);
             cache.free(one);
             cache.free(three);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_fixed_rewrap_is_a_rewrap(len in 0usize..200, strip in 0usize..220, keep in 0usize..220, pushes in 0usize..300) {
+            let mut cache = POOL.cache();
+            let bytes: Vec<u8> = (0..len).map(|b| b as u8).collect();
+            let make = |cache: &mut PoolCache| {
+                let mut frame = cache.alloc_copy(&bytes).unwrap();
+                let pushes = pushes.min(HEADROOM - LINK_BYTES);
+                frame.push(pushes).unwrap()[..pushes].fill(7);
+                frame
+            };
+            let (mut fixed, mut free) = (make(&mut cache), make(&mut cache));
+            let (before, enough) = (fixed.to_vec(), strip + 40 <= fixed.len());
+            match fixed.rewrap_fixed::<64, 40>(strip, keep) {
+                Some((header, packet)) => {
+                    prop_assert!(enough);
+                    prop_assert_eq!(&packet[..], &before[strip..strip + 40]);
+                    header.fill(0xee);
+                    packet.fill(0xdd);
+                    let head = free.rewrap(strip, keep, 64).unwrap();
+                    head[..64].fill(0xee);
+                    head[64..64 + keep.min(40)].fill(0xdd);
+                    prop_assert_eq!(fixed.to_vec(), free.to_vec());
+                    prop_assert_eq!(fixed.offset(), free.offset());
+                }
+                None => {
+                    prop_assert!(!enough || free.rewrap(strip, keep, 64).is_none());
+                    prop_assert_eq!(fixed.to_vec(), before);
+                }
+            }
+            cache.free(fixed);
+            cache.free(free);
+        }
+
+        #[test]
+        fn a_peek_is_a_part_of_the_head(len in 0usize..80, at in 0usize..80) {
+            let mut cache = POOL.cache();
+            let bytes: Vec<u8> = (0..len).map(|b| b as u8).collect();
+            let frame = cache.alloc_copy(&bytes).unwrap();
+            prop_assert_eq!(frame.peek::<20>(at).map(|b| &b[..]), bytes.get(at..at + 20));
+            cache.free(frame);
         }
     }
 

@@ -7,6 +7,7 @@
 pub mod alloc;
 pub mod capture;
 pub mod conformance;
+pub mod dealer;
 pub mod faulty;
 pub mod frame;
 pub mod lanes;
@@ -19,6 +20,7 @@ pub mod port;
 pub mod prefetch;
 pub mod ticks;
 
+pub use dealer::Dealer;
 pub use faulty::{Faults, Faulty};
 pub use frame::{CHUNK, Frame, HEADROOM, staggered};
 pub use memory::Mapped;

@@ -241,13 +241,16 @@ impl PoolCache {
         // of them, one by one, took three times as many instructions.
         let base = self.pool.base.as_ptr().cast_const();
         for group in frames[..n].chunks(GROUP) {
-            if group.iter().all(|frame| (frame.segments() == 1) & (frame.region() == base)) {
-                self.stack.extend(group.iter().map(Frame::index));
-                if self.stack.len() >= CACHE_HIGH {
-                    self.spill();
-                }
-            } else {
+            let (height, mut odd) = (self.stack.len(), false);
+            self.stack.extend(group.iter().map(|frame| {
+                odd |= (frame.segments() != 1) | (frame.region() != base);
+                frame.index()
+            }));
+            if odd {
+                self.stack.truncate(height);
                 group.iter().for_each(|frame| self.give_back(frame));
+            } else if self.stack.len() >= CACHE_HIGH {
+                self.spill();
             }
         }
         frames.drain(..n);

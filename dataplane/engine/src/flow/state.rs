@@ -95,11 +95,16 @@ impl State {
         }
     }
 
+    /// Whether a segment with these flags neither opens, ends nor resets its connection.
+    #[inline(always)]
+    pub fn goes_on(tcp_flags: u8) -> bool {
+        tcp_flags & (flags::SYN | flags::FIN | flags::RST) == 0
+    }
+
     /// Whether packets of this state and these flags change nothing: the fast path's question.
     #[inline(always)]
     pub fn is_steady(byte: u8, tcp_flags: u8) -> bool {
-        (byte == State::Established as u8 || byte == State::Stream as u8)
-            && tcp_flags & (flags::SYN | flags::FIN | flags::RST) == 0
+        (byte == State::Established as u8 || byte == State::Stream as u8) && Self::goes_on(tcp_flags)
     }
 
     /// The state after a packet; `original` says whether it goes the first packet's way.

@@ -170,25 +170,13 @@ impl Entrance<'_> {
         prefetch(frame.data_ptr().wrapping_sub(64));
         let zone = frame.port;
         if kind == IPV4 {
-            let (Some(packet), Some(h)) = (Packet::plain4(l3, l3.len()), l3.first_chunk::<24>()) else { return false };
+            let (Some(_), Some(h)) = (Packet::plain4(l3, l3.len()), l3.first_chunk::<24>()) else { return false };
             let key = Key4::plain(h, zone, Side::From);
-            self.enter4(
-                at,
-                frame,
-                &packet,
-                key,
-                Facts { l3: ETHERNET as u8, kind: Kind::V4, zone, ..Facts::default() },
-            );
+            self.enter4(at, frame, key, Facts { l3: ETHERNET as u8, kind: Kind::V4, zone, ..Facts::default() });
         } else if kind == IPV6 {
-            let (Some(packet), Some(h)) = (Packet::plain6(l3, l3.len()), l3.first_chunk::<44>()) else { return false };
+            let (Some(_), Some(h)) = (Packet::plain6(l3, l3.len()), l3.first_chunk::<44>()) else { return false };
             let key = Key6::plain(h, zone, Side::From);
-            self.enter6(
-                at,
-                frame,
-                &packet,
-                key,
-                Facts { l3: ETHERNET as u8, kind: Kind::V6, zone, ..Facts::default() },
-            );
+            self.enter6(at, frame, key, Facts { l3: ETHERNET as u8, kind: Kind::V6, zone, ..Facts::default() });
         } else {
             return false;
         }
@@ -203,13 +191,12 @@ impl Entrance<'_> {
         let Some(h) = head.first_chunk::<OVERLAY_AND_IPV4>() else { return false };
         let Some(outer) = h.first_chunk::<OVERLAY>() else { return false };
         let be16 = |at: usize| usize::from(u16::from_be_bytes([outer[at], outer[at + 1]]));
-        let (total, udp) = (be16(16), be16(38));
+        let total = be16(16);
+        // The datagram fills its packet: both lengths are looked at as one.
         let ordinary = (self.known.overlay.differs(outer) == 0)
             & outer_sum_is_right(outer)
             & (total + ETHERNET <= head.len())
-            & (total >= OVERLAY - ETHERNET)
-            & (udp >= 8)
-            & (udp + 20 <= total)
+            & (be16(38) + 20 == total)
             & !matches!(frame.checksum, Checksum::Partial { .. });
         if !ordinary {
             return false;
@@ -221,20 +208,18 @@ impl Entrance<'_> {
         };
         let kind = [outer[62], outer[63]];
         if kind == IPV4 {
-            let Some(packet) = Packet::plain4(l3, l3.len()) else { return false };
-            let Some(h) = l3.first_chunk::<24>() else { return false };
+            let (Some(_), Some(h)) = (Packet::plain4(l3, l3.len()), l3.first_chunk::<24>()) else { return false };
             let Some((zone, worker)) = self.known.pod4([h[16], h[17], h[18], h[19]], self.tables) else { return false };
             let key = Key4::plain(h, zone, Side::To);
             let kind = if worker == self.known.worker { Kind::V4 } else { Kind::Foreign };
-            self.enter4(at, frame, &packet, key, Facts { l3: OVERLAY as u8, kind, zone, peer, worker });
+            self.enter4(at, frame, key, Facts { l3: OVERLAY as u8, kind, zone, peer, worker });
         } else if kind == IPV6 {
-            let Some(packet) = Packet::plain6(l3, l3.len()) else { return false };
-            let Some(h) = l3.first_chunk::<44>() else { return false };
+            let (Some(_), Some(h)) = (Packet::plain6(l3, l3.len()), l3.first_chunk::<44>()) else { return false };
             let Some(destination) = h[24..].first_chunk().copied() else { return false };
             let Some((zone, worker)) = self.known.pod6(destination, self.tables) else { return false };
             let key = Key6::plain(h, zone, Side::To);
             let kind = if worker == self.known.worker { Kind::V6 } else { Kind::Foreign };
-            self.enter6(at, frame, &packet, key, Facts { l3: OVERLAY as u8, kind, zone, peer, worker });
+            self.enter6(at, frame, key, Facts { l3: OVERLAY as u8, kind, zone, peer, worker });
         } else {
             return false;
         }
@@ -242,31 +227,38 @@ impl Entrance<'_> {
     }
 
     #[inline(always)]
-    fn enter4(&mut self, at: usize, frame: &mut Frame, packet: &Packet, key: Key4, facts: Facts) {
+    fn enter4(&mut self, at: usize, frame: &mut Frame, key: Key4, facts: Facts) {
         let hash = self.flows4.hash(&key);
         self.flows4.prefetch_bucket(hash);
         self.columns.hashes[at] = hash;
         self.columns.keys4[at] = key;
         self.columns.facts[at] = facts;
-        resolve(frame, facts.l3.into(), packet);
+        if frame.checksum == Checksum::Unknown {
+            resolve(frame, facts.l3.into());
+        }
     }
 
     /// The same for IPv6.
     #[inline(always)]
-    fn enter6(&mut self, at: usize, frame: &mut Frame, packet: &Packet, key: Key6, facts: Facts) {
+    fn enter6(&mut self, at: usize, frame: &mut Frame, key: Key6, facts: Facts) {
         let hash = self.flows6.hash(&key);
         self.flows6.prefetch_bucket(hash);
         self.columns.hashes[at] = hash;
         self.columns.keys6[at] = key;
         self.columns.facts[at] = facts;
-        resolve(frame, facts.l3.into(), packet);
+        if frame.checksum == Checksum::Unknown {
+            resolve(frame, facts.l3.into());
+        }
     }
 }
 
-#[inline(always)]
-fn resolve(frame: &mut Frame, l3: u16, packet: &Packet) {
-    if frame.checksum == Checksum::Unknown {
-        resolve_checksum(frame, l3, packet);
+/// Parses again, so that ordinary frames do not carry what only this needs.
+#[cold]
+#[inline(never)]
+fn resolve(frame: &mut Frame, l3: u16) {
+    let bytes = frame.head().get(usize::from(l3)..).unwrap_or(&[]);
+    if let Some(packet) = Packet::plain4(bytes, bytes.len()).or_else(|| Packet::plain6(bytes, bytes.len())) {
+        resolve_checksum(frame, l3, &packet);
     }
 }
 

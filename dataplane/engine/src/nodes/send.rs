@@ -177,12 +177,12 @@ fn put_header(head: &mut [u8], hop: &Hop, n: usize) {
     }
 }
 
-/// The hop's header of `N` bytes with the type of what follows; `header` has as many.
+/// The hop's header of `N` bytes with the type of what follows.
 #[inline(always)]
-pub(crate) fn put_start<const N: usize>(header: &mut [u8], hop: &Hop, ether_type: [u8; 2]) {
-    let (Some(to), Some(from)) = (header.first_chunk_mut::<N>(), hop.header.first_chunk::<N>()) else { return };
-    *to = *from;
-    to[N - 2..].copy_from_slice(&ether_type);
+pub(crate) fn put_start<const N: usize>(header: &mut [u8; N], hop: &Hop, ether_type: [u8; 2]) {
+    let Some(from) = hop.header.first_chunk::<N>() else { return };
+    *header = *from;
+    header[N - 2..].copy_from_slice(&ether_type);
 }
 
 /// Outer source port of a flow: receivers spread their load by it (RFC 7348 §5).

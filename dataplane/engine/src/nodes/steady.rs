@@ -6,23 +6,23 @@
 
 use super::established::Family;
 use super::send::{entropy, outer4, put_start};
-use crate::batch::{Kind, NO_PORT};
+use crate::batch::{Columns, Facts, Kind, NO_PORT};
 use crate::flow::{Common, Entry4, Entry6, FlowTable, Slot, State};
+use crate::item::BATCH;
 use crate::pipeline::{Pipeline, TICKS_PER_SECOND};
 use sluice_port::Frame;
-use sluice_tables::Tables;
-use sluice_tables::hops::{HopId, HopKind};
+use sluice_tables::hops::Hop;
 use sluice_wire::checksum::Delta;
 
 const TCP: u8 = 6;
 /// Length of a hop's header: Ethernet.
-const PLAIN: usize = 14;
+const PLAIN: u8 = 14;
 /// The overlay over IPv4.
-const TUNNEL: usize = 64;
+const TUNNEL: u8 = 64;
 
 /// What the stage looks up, borrowed once for a batch.
 struct Ways<'a> {
-    tables: &'a Tables,
+    hops: &'a [Hop],
     policies: &'a [u32],
     services: &'a [u32],
     tick: u32,
@@ -31,31 +31,78 @@ struct Ways<'a> {
 impl Pipeline {
     /// Stage three: rewrites and wraps each steady packet where it lies and notes the port it leaves through. `frames` are
     /// the ordinary ones among the first `n` positions.
-    #[inline(never)]
     pub(crate) fn turn_steady(&mut self, frames: &mut [Frame], n: usize) {
         let Pipeline { tables, flows4, flows6, columns, tick, .. } = self;
-        let tables: &Tables = tables;
-        let (policies, services) = (tables.pods.versions(), tables.services.versions());
-        let ways = Ways { tables, policies, services, tick: *tick };
-        let mut frames = frames.iter_mut();
-        for at in 0..n.min(columns.facts.len()) {
-            let facts = columns.facts[at];
-            columns.outs[at] = NO_PORT;
-            if facts.kind == Kind::Other {
-                continue;
+        let ways = Ways {
+            hops: tables.hops.list(),
+            policies: tables.pods.versions(),
+            services: tables.services.versions(),
+            tick: *tick,
+        };
+        // Each family's loop alone keeps in registers what both together have no room for.
+        let Columns { facts, hashes, slots, outs, keys4, keys6 } = &mut **columns;
+        let all = |kind| facts.iter().take(n).all(|facts| facts.kind == kind);
+        if n == frames.len() && all(Kind::V4) {
+            turn_all(flows4, &ways, frames, &Found { facts, hashes, slots, keys: keys4 }, outs);
+        } else if n == frames.len() && all(Kind::V6) {
+            turn_all(flows6, &ways, frames, &Found { facts, hashes, slots, keys: keys6 }, outs);
+        } else {
+            outs.iter_mut().take(n).for_each(|out| *out = NO_PORT);
+            let mut frames = frames.iter_mut();
+            for at in 0..n.min(BATCH) {
+                let facts = &facts[at];
+                let (slot, hash) = (slots[at], hashes[at]);
+                outs[at] = match facts.kind {
+                    Kind::Other => continue,
+                    kind => {
+                        let Some(frame) = frames.next() else { break };
+                        match kind {
+                            Kind::V4 => turn_one(flows4, &ways, &keys4[at], slot, hash, facts.l3, frame),
+                            Kind::V6 => turn_one(flows6, &ways, &keys6[at], slot, hash, facts.l3, frame),
+                            Kind::Foreign | Kind::Other => NO_PORT,
+                        }
+                    }
+                };
             }
-            let Some(frame) = frames.next() else { break };
-            let (slot, hash, l3) = (columns.slots[at], columns.hashes[at], usize::from(facts.l3));
-            let out = if facts.kind == Kind::V4 {
-                swift(flows4, &ways, &columns.keys4[at], slot, hash, l3, frame)
-            } else if facts.kind == Kind::V6 {
-                swift(flows6, &ways, &columns.keys6[at], slot, hash, l3, frame)
-            } else {
-                None
-            };
-            columns.outs[at] = out.unwrap_or(NO_PORT);
         }
     }
+}
+
+/// The columns of a batch of one family.
+struct Found<'a, K> {
+    facts: &'a [Facts; BATCH],
+    hashes: &'a [u64; BATCH],
+    slots: &'a [Slot; BATCH],
+    keys: &'a [K; BATCH],
+}
+
+/// A batch of one family.
+#[inline(never)]
+fn turn_all<E: Swift>(
+    table: &mut FlowTable<E>,
+    ways: &Ways<'_>,
+    frames: &mut [Frame],
+    found: &Found<'_, E::Key>,
+    outs: &mut [u16; BATCH],
+) {
+    let columns = found.facts.iter().zip(found.hashes).zip(found.slots).zip(found.keys).zip(outs);
+    for (frame, ((((facts, hash), slot), key), out)) in frames.iter_mut().zip(columns) {
+        *out = swift(table, ways, key, *slot, *hash, usize::from(facts.l3), frame).unwrap_or(NO_PORT);
+    }
+}
+
+/// A packet of a mixed batch.
+#[inline(never)]
+fn turn_one<E: Swift>(
+    table: &mut FlowTable<E>,
+    ways: &Ways<'_>,
+    key: &E::Key,
+    slot: Slot,
+    hash: u64,
+    l3: u8,
+    frame: &mut Frame,
+) -> u16 {
+    swift(table, ways, key, slot, hash, usize::from(l3), frame).unwrap_or(NO_PORT)
 }
 
 /// Rewrites and wraps a packet whose flow and way are as they were; the port it leaves through. `None`: nothing was done.
@@ -70,44 +117,40 @@ fn swift<E: Swift>(
     frame: &mut Frame,
 ) -> Option<u16> {
     let entry = table.get_mut(slot)?;
-    let packet = frame.head().get(l3..)?;
-    let head = E::head(packet)?;
-    let (total, tcp) = (E::total(head), E::is_tcp(head));
+    let head = E::head(frame, l3)?;
+    let (total, tos, tcp) = (E::total(head), E::tos(head), E::is_tcp(head));
     let c = entry.common();
-    let hop = ways.tables.hops.get(HopId(c.hop))?;
+    let hop = ways.hops.get(usize::from(c.hop))?;
     let policy = ways.policies.get(usize::from(c.pod)).copied().unwrap_or(0);
     let service = ways.services.get(usize::from(c.slot)).copied().unwrap_or(0);
     let moved = (hop.version ^ c.hop_version) | (policy ^ c.policy_version) | (service ^ c.service_version);
-    let n = usize::from(hop.header_len);
     let steady = (entry.key() == key)
         & (moved == 0)
-        & State::is_steady(c.state, E::tcp_flags(packet, tcp))
+        & (c.state == State::Established as u8 || c.state == State::Stream as u8)
         & (E::ttl(head) > 1)
         & (total <= hop.mtu)
         & (ways.tick.wrapping_sub(c.last_seen) <= TICKS_PER_SECOND)
         & c.sends_at_once()
-        & ((n == PLAIN) | (n == TUNNEL))
-        & (hop.kind != HopKind::Unresolved)
         & frame.is_bare();
     if !steady {
         return None;
     }
-    let tos = E::tos(head);
-    // The last thing that can fail.
-    let head = frame.rewrap(l3, usize::from(total), n)?;
-    // Written only when it moves: most packets leave the line clean.
-    if c.last_seen != ways.tick {
-        entry.common_mut().last_seen = ways.tick;
-    }
-    let (header, l3) = head.split_at_mut_checked(n)?;
-    entry.turn(l3, tcp);
-    if n == PLAIN {
-        put_start::<PLAIN>(header, hop, E::ETHER_TYPE);
-    } else {
-        put_start::<TUNNEL>(header, hop, E::ETHER_TYPE);
-        if hop.kind == HopKind::Tunnel {
+    // A hop without a header of these lengths is unresolved or an overlay over IPv6.
+    match hop.header_len {
+        PLAIN => {
+            let header = E::turn::<{ PLAIN as usize }>(entry, frame, l3, tcp)?;
+            put_start(header, hop, E::ETHER_TYPE);
+        }
+        TUNNEL => {
+            let header = E::turn::<{ TUNNEL as usize }>(entry, frame, l3, tcp)?;
+            put_start(header, hop, E::ETHER_TYPE);
             outer4(header, total, tos, entropy(hash), hop.outer_sum);
         }
+        _ => return None,
+    }
+    // Written only when it moves: most packets leave the line clean.
+    if entry.common().last_seen != ways.tick {
+        entry.common_mut().last_seen = ways.tick;
     }
     Some(hop.port)
 }
@@ -120,7 +163,7 @@ trait Swift: Family {
     /// As many bytes as an ordinary packet has at least.
     type Head;
     /// The packet's first bytes; `None` if it is too short to be ordinary.
-    fn head(packet: &[u8]) -> Option<&Self::Head>;
+    fn head(frame: &Frame, l3: usize) -> Option<&Self::Head>;
     /// Bytes of the whole packet.
     fn total(head: &Self::Head) -> u16;
     /// TTL or hop limit.
@@ -129,10 +172,9 @@ trait Swift: Family {
     fn tos(head: &Self::Head) -> u8;
     /// Whether TCP follows; else it is UDP.
     fn is_tcp(head: &Self::Head) -> bool;
-    /// TCP's flags; 0 for UDP.
-    fn tcp_flags(packet: &[u8], tcp: bool) -> u8;
-    /// Rewrites addresses, ports, TTL and checksums.
-    fn turn(&self, l3: &mut [u8], tcp: bool);
+    /// Puts `H` bytes in front of the packet at `l3` and rewrites its addresses, ports, TTL and checksums; the bytes in front,
+    /// to be written. `None`, with nothing done: a segment that opens or ends its connection, or no room.
+    fn turn<'f, const H: usize>(&self, frame: &'f mut Frame, l3: usize, tcp: bool) -> Option<&'f mut [u8; H]>;
 }
 
 impl Swift for Entry4 {
@@ -141,8 +183,8 @@ impl Swift for Entry4 {
     type Head = [u8; 40];
 
     #[inline(always)]
-    fn head(packet: &[u8]) -> Option<&Self::Head> {
-        packet.first_chunk()
+    fn head(frame: &Frame, l3: usize) -> Option<&Self::Head> {
+        frame.peek(l3)
     }
 
     #[inline(always)]
@@ -166,29 +208,35 @@ impl Swift for Entry4 {
     }
 
     #[inline(always)]
-    fn tcp_flags(packet: &[u8], tcp: bool) -> u8 {
-        match packet.get(33) {
-            Some(flags) if tcp => *flags,
-            _ => 0,
+    fn turn<'f, const H: usize>(&self, frame: &'f mut Frame, l3: usize, tcp: bool) -> Option<&'f mut [u8; H]> {
+        let head = Self::head(frame, l3)?;
+        if tcp && !State::goes_on(head[33]) {
+            return None;
         }
-    }
-
-    #[inline(always)]
-    fn turn(&self, l3: &mut [u8], tcp: bool) {
-        let Some((ip, l4)) = l3.split_first_chunk_mut::<20>() else { return };
-        let mut sum = u16::from_be_bytes([ip[10], ip[11]]);
+        let total = usize::from(Self::total(head));
+        let (header, l3) = frame.rewrap_fixed::<H, 40>(l3, total)?;
+        let mut sum = u16::from_be_bytes([l3[10], l3[11]]);
         if self.common.bits & Common::PLAIN == 0 {
-            ip[12..20].copy_from_slice(&self.addresses);
+            l3[12..20].copy_from_slice(&self.addresses);
+            l3[20..24].copy_from_slice(&self.ports);
             sum = Delta::from_bits(self.delta_l3).apply(sum);
-            turn_transport(l4, tcp, &self.ports, self.delta_l4);
+            let delta = Delta::from_bits(self.delta_l4);
+            if tcp {
+                let field = delta.apply(u16::from_be_bytes([l3[36], l3[37]]));
+                l3[36..38].copy_from_slice(&field.to_be_bytes());
+            } else {
+                let field = delta.apply_udp(u16::from_be_bytes([l3[26], l3[27]]));
+                l3[26..28].copy_from_slice(&field.to_be_bytes());
+            }
         }
         if self.common.bits & Common::KEEP_TTL == 0 {
-            ip[8] = ip[8].wrapping_sub(1);
+            l3[8] = l3[8].wrapping_sub(1);
             // TTL is the high byte of its word: one less there is 0x0100 more in the complement (RFC 1624).
             let (more, carry) = sum.overflowing_add(0x0100);
             sum = more + u16::from(carry);
         }
-        ip[10..12].copy_from_slice(&sum.to_be_bytes());
+        l3[10..12].copy_from_slice(&sum.to_be_bytes());
+        Some(header)
     }
 }
 
@@ -198,8 +246,8 @@ impl Swift for Entry6 {
     type Head = [u8; 48];
 
     #[inline(always)]
-    fn head(packet: &[u8]) -> Option<&Self::Head> {
-        packet.first_chunk()
+    fn head(frame: &Frame, l3: usize) -> Option<&Self::Head> {
+        frame.peek(l3)
     }
 
     #[inline(always)]
@@ -223,39 +271,37 @@ impl Swift for Entry6 {
     }
 
     #[inline(always)]
-    fn tcp_flags(packet: &[u8], tcp: bool) -> u8 {
-        match packet.get(53) {
-            Some(flags) if tcp => *flags,
-            _ => 0,
-        }
-    }
-
-    #[inline(always)]
-    fn turn(&self, l3: &mut [u8], tcp: bool) {
-        let Some((ip, l4)) = l3.split_first_chunk_mut::<40>() else { return };
-        if self.common.bits & Common::PLAIN == 0 {
-            ip[8..24].copy_from_slice(&self.addresses[0]);
-            ip[24..40].copy_from_slice(&self.addresses[1]);
-            turn_transport(l4, tcp, &self.ports, self.delta_l4);
+    fn turn<'f, const H: usize>(&self, frame: &'f mut Frame, l3: usize, tcp: bool) -> Option<&'f mut [u8; H]> {
+        let total = usize::from(Self::total(Self::head(frame, l3)?));
+        let plain = self.common.bits & Common::PLAIN != 0;
+        let delta = Delta::from_bits(self.delta_l4);
+        let (header, fixed) = if tcp {
+            let segment = frame.peek::<60>(l3)?;
+            if !State::goes_on(segment[53]) {
+                return None;
+            }
+            let (header, packet) = frame.rewrap_fixed::<H, 60>(l3, total)?;
+            if !plain {
+                let field = delta.apply(u16::from_be_bytes([packet[56], packet[57]]));
+                packet[56..58].copy_from_slice(&field.to_be_bytes());
+            }
+            (header, packet.first_chunk_mut::<44>()?)
+        } else {
+            let (header, packet) = frame.rewrap_fixed::<H, 48>(l3, total)?;
+            if !plain {
+                let field = delta.apply_udp(u16::from_be_bytes([packet[46], packet[47]]));
+                packet[46..48].copy_from_slice(&field.to_be_bytes());
+            }
+            (header, packet.first_chunk_mut::<44>()?)
+        };
+        if !plain {
+            fixed[8..24].copy_from_slice(&self.addresses[0]);
+            fixed[24..40].copy_from_slice(&self.addresses[1]);
+            fixed[40..44].copy_from_slice(&self.ports);
         }
         if self.common.bits & Common::KEEP_TTL == 0 {
-            ip[7] = ip[7].wrapping_sub(1);
+            fixed[7] = fixed[7].wrapping_sub(1);
         }
-    }
-}
-
-#[inline(always)]
-fn turn_transport(l4: &mut [u8], tcp: bool, ports: &[u8; 4], delta: u16) {
-    let delta = Delta::from_bits(delta);
-    if tcp {
-        let Some(h) = l4.first_chunk_mut::<20>() else { return };
-        h[..4].copy_from_slice(ports);
-        let sum = delta.apply(u16::from_be_bytes([h[16], h[17]]));
-        h[16..18].copy_from_slice(&sum.to_be_bytes());
-    } else {
-        let Some(h) = l4.first_chunk_mut::<8>() else { return };
-        h[..4].copy_from_slice(ports);
-        let sum = delta.apply_udp(u16::from_be_bytes([h[6], h[7]]));
-        h[6..8].copy_from_slice(&sum.to_be_bytes());
+        Some(header)
     }
 }
