@@ -27,10 +27,15 @@ fn cold(c: &mut Criterion) {
 }
 
 fn one_endpoint(c: &mut Criterion) {
-    let mut group = c.benchmark_group("compile-one-endpoint");
+    one_endpoint_of(c, "compile-one-endpoint", World::new);
+    one_endpoint_of(c, "compile-one-endpoint-beside-gateway-and-pool", World::with_addresses_that_move);
+}
+
+fn one_endpoint_of(c: &mut Criterion, name: &str, make: fn(usize, usize) -> World) {
+    let mut group = c.benchmark_group(name);
     group.sample_size(20).measurement_time(Duration::from_secs(3));
     for services in [10, 1_000, 10_000] {
-        let mut world = World::new(services, ENDPOINTS);
+        let mut world = make(services, ENDPOINTS);
         let mut last = compile(&world.cluster, &world.view, &world.knobs, None).expect("it compiles");
         let mut turn = 0;
         group.bench_function(BenchmarkId::from_parameter(services), |b| {

@@ -3,8 +3,8 @@
 use sluice_ctrl::compile::{Knobs, LocalView, Replay};
 use sluice_ctrl::config::Config;
 use sluice_ctrl::model::{
-    Cluster, Endpoint, EndpointPort, EndpointSlice, Family, NamespacedName, Node, Protocol, Service, ServiceKind,
-    ServicePort, TargetPort,
+    Cluster, EgressGateway, Endpoint, EndpointPort, EndpointSlice, Family, IpPool, NamespacedName, Node, PoolUse,
+    Protocol, Selector, Service, ServiceKind, ServicePort, TargetPort,
 };
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -30,6 +30,7 @@ fn node(name: &str, last: u8) -> Node {
         pod_cidrs: vec![format!("10.{last}.0.0/16").parse().unwrap_or_default()],
         vtep_mac: None,
         ready: None,
+        leaving: false,
     }
 }
 
@@ -110,6 +111,30 @@ impl World {
         }
         let view = LocalView::derived(&cluster, "node-a", &Replay::default()).unwrap_or_else(|_| unreachable!());
         World { cluster, view, knobs: Knobs::from(&Config::builtin("node-a")), endpoints }
+    }
+
+    /// The same beside an egress gateway and a pool of load-balancer addresses.
+    pub fn with_addresses_that_move(services: usize, endpoints: usize) -> World {
+        let mut world = World::new(services, endpoints);
+        let gateway = EgressGateway {
+            name: "out".into(),
+            pods: Selector::everything(),
+            namespaces: Selector::everything(),
+            destinations: None,
+            excluded: Vec::new(),
+            egress_ips: vec![IpAddr::from([192, 0, 2, 50])],
+            gateway_nodes: Selector::everything(),
+            fail_closed: false,
+        };
+        let pool = IpPool {
+            name: "edge".into(),
+            usage: PoolUse::Services,
+            cidrs: vec!["192.0.2.64/26".parse().unwrap_or_default()],
+            namespaces: None,
+        };
+        world.cluster.egress_gateways.insert(gateway.name.clone(), Arc::new(gateway));
+        world.cluster.ip_pools.insert(pool.name.clone(), Arc::new(pool));
+        world
     }
 
     /// Gives the first endpoint of a Service another address.

@@ -10,9 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::stakes::{Stakes, Whereabouts};
 use super::{Context, Finding};
 use crate::carriers::Placement;
-use crate::model::{EgressGateway, Endpoint, Node, PoolUse, Service, ServiceKind, TrafficPolicy};
+use crate::model::{EgressGateway, Node};
 
 /// What this generation's objects say of addresses that move.
 pub(crate) struct Moving {
@@ -34,10 +35,10 @@ impl Moving {
     }
 }
 
-pub(crate) fn compile(context: &Context<'_>, invalid: &mut BTreeSet<Finding>) -> Moving {
+pub(crate) fn compile(context: &Context<'_>, stakes: &Stakes, invalid: &mut BTreeSet<Finding>) -> Moving {
     let mut placement = Placement::default();
-    let egress = gateways(context, &mut placement, invalid);
-    balancers(context, &mut placement);
+    let egress = gateways(context, stakes, &mut placement, invalid);
+    balancers(context, stakes, &mut placement);
     let carried = placement.iter().filter_map(|(address, nodes)| Some((address, now(context, address, nodes)?)));
     Moving { carried: carried.collect(), egress, placement }
 }
@@ -57,10 +58,11 @@ fn now(context: &Context<'_>, address: IpAddr, nodes: &[String]) -> Option<Strin
 /// Egress addresses, by gateway; an address belongs to the first gateway by name that lists it.
 fn gateways(
     context: &Context<'_>,
+    stakes: &Stakes,
     placement: &mut Placement,
     invalid: &mut BTreeSet<Finding>,
 ) -> BTreeMap<String, Vec<IpAddr>> {
-    let owners = Owners::of(context);
+    let owners = Owners::of(context, stakes);
     let mut deciders: BTreeMap<IpAddr, &EgressGateway> = BTreeMap::new();
     let mut usable = BTreeMap::new();
     for gateway in context.cluster.egress_gateways.values() {
@@ -101,6 +103,8 @@ fn gateways(
         }
         let own: Vec<IpAddr> = good.iter().copied().filter(|a| deciders[a].name == gateway.name).collect();
         placement.deal(&own, &names);
+        // A gateway that dies is replaced in under a second.
+        placement.hurry(&good);
         usable.insert(gateway.name.clone(), good);
     }
     usable
@@ -133,7 +137,7 @@ impl std::fmt::Display for Owner<'_> {
 }
 
 impl<'a> Owners<'a> {
-    fn of(context: &Context<'a>) -> Self {
+    fn of(context: &Context<'a>, stakes: &Stakes) -> Self {
         if context.cluster.egress_gateways.is_empty() {
             return Owners {
                 nodes: BTreeMap::new(),
@@ -146,12 +150,7 @@ impl<'a> Owners<'a> {
         let nodes = cluster.nodes.values().flat_map(|n| n.internal_ips.iter().map(|ip| (*ip, n.name.as_str())));
         let pods = context.directory.pods.values();
         let pods = pods.flat_map(|known| known.addresses.iter().map(|ip| (*ip, known.name.to_string())));
-        let served = cluster.services.values().filter(|service| service.is_served());
-        let services = served.flat_map(|service| {
-            let balanced = service.load_balancer.iter().map(|a| a.ip);
-            let all = service.cluster_ips.iter().copied().chain(balanced).chain(service.external_ips.iter().copied());
-            all.map(|ip| (ip, service.name.to_string())).collect::<Vec<_>>()
-        });
+        let services = stakes.iter().flat_map(|(name, stake)| stake.taken.iter().map(|ip| (*ip, name.to_string())));
         let ranges = context.knobs.pod_ranges.iter().chain(&context.knobs.service_ranges).copied();
         Owners { nodes: nodes.collect(), pods: pods.collect(), services: services.collect(), ranges: ranges.collect() }
     }
@@ -171,49 +170,29 @@ impl<'a> Owners<'a> {
 }
 
 /// Load-balancer addresses out of our pools.
-fn balancers(context: &Context<'_>, placement: &mut Placement) {
-    let pools = context.cluster.ip_pools.values().filter(|pool| pool.usage == PoolUse::Services);
-    let nets: Vec<ipnet::IpNet> = pools.flat_map(|pool| pool.cidrs.iter().copied()).collect();
-    if nets.is_empty() {
-        return;
-    }
+fn balancers(context: &Context<'_>, stakes: &Stakes, placement: &mut Placement) {
     let all: BTreeSet<&str> =
         context.cluster.nodes.values().filter(|n| n.vtep_mac.is_none()).map(|n| n.name.as_str()).collect();
-    let nodes_of: BTreeSet<IpAddr> = context.cluster.nodes.values().flat_map(|n| n.internal_ips.clone()).collect();
-    let mut local: BTreeMap<IpAddr, Vec<BTreeSet<&str>>> = BTreeMap::new();
-    for service in context.cluster.services.values().filter(|s| s.is_served() && s.kind == ServiceKind::LoadBalancer) {
-        for address in service.load_balancer.iter().filter(|a| !a.proxied && !nodes_of.contains(&a.ip)) {
-            if !nets.iter().any(|net| net.contains(&address.ip)) {
-                continue;
-            }
-            let asked = local.entry(address.ip).or_default();
-            if service.external_traffic == TrafficPolicy::Local {
-                asked.push(nodes_with_endpoints(context, service).intersection(&all).copied().collect());
-            }
+    let mut asked: BTreeMap<IpAddr, Vec<BTreeSet<&str>>> = BTreeMap::new();
+    for (_, stake) in stakes.iter() {
+        let nodes = stake.local.as_ref().map(|places| places.iter().filter_map(|place| node_of(context, place)));
+        let nodes: Option<BTreeSet<&str>> = nodes.map(|nodes| nodes.filter(|node| all.contains(node)).collect());
+        for address in &stake.balanced {
+            asked.entry(*address).or_default().extend(nodes.clone());
         }
     }
-    let anywhere: Vec<IpAddr> = local.iter().filter(|(_, asked)| asked.is_empty()).map(|(ip, _)| *ip).collect();
+    let anywhere: Vec<IpAddr> = asked.iter().filter(|(_, asked)| asked.is_empty()).map(|(ip, _)| *ip).collect();
     placement.deal(&anywhere, &all.iter().copied().collect::<Vec<_>>());
-    for (address, asked) in local.iter().filter(|(_, asked)| !asked.is_empty()) {
+    for (address, asked) in asked.iter().filter(|(_, asked)| !asked.is_empty()) {
         let common = asked.iter().skip(1).fold(asked[0].clone(), |all, one| all.intersection(one).copied().collect());
         let nodes = if common.is_empty() { asked.iter().flatten().copied().collect() } else { common };
         placement.deal(&[*address], &nodes.into_iter().collect::<Vec<_>>());
     }
 }
 
-/// Nodes that have an endpoint of a Service to which traffic may be sent.
-fn nodes_with_endpoints<'a>(context: &'a Context<'_>, service: &Service) -> BTreeSet<&'a str> {
-    let slices = context.cluster.endpoint_slices.values();
-    let mut nodes = BTreeSet::new();
-    for slice in slices.filter(|slice| slice.is_served() && slice.name.namespace == service.name.namespace) {
-        if slice.service.as_deref() != Some(service.name.name.as_str()) {
-            continue;
-        }
-        let ready = |e: &&Endpoint| e.ready || service.publish_not_ready || e.serving && e.terminating;
-        for endpoint in slice.endpoints.iter().filter(ready) {
-            let by_pod = || endpoint.pod.as_ref().and_then(|name| context.directory.pods.get(name)?.node);
-            nodes.extend(endpoint.node.as_deref().or_else(by_pod));
-        }
+fn node_of<'a>(context: &'a Context<'_>, place: &'a Whereabouts) -> Option<&'a str> {
+    match place {
+        Whereabouts::Node(node) => Some(node),
+        Whereabouts::Pod(pod) => context.directory.pods.get(pod)?.node,
     }
-    nodes
 }

@@ -1,16 +1,13 @@
 //! What everything but Services is compiled from, kept to tell whether it is still the same.
 //!
-//! Owner: the control thread. Invariant: whatever a [`Cluster`] holds is either compared here or compiled with the Services
-//! each time. Cost: one comparison of pointers for each object.
+//! Owner: the control thread. Invariant: whatever a [`Cluster`] holds is compared here, is compiled with the Services each time, or
+//! counts as their stake ([`super::stakes`]). Cost: one comparison of pointers for each object.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::changes::Seen;
 use super::{Knobs, LocalView};
-use crate::model::{
-    Cluster, ClusterNetworkPolicy, EgressGateway, IpPool, Namespace, NetworkPolicy, Node, Pod, PoolUse,
-};
+use crate::model::{Cluster, ClusterNetworkPolicy, EgressGateway, IpPool, Namespace, NetworkPolicy, Node, Pod};
 
 /// The objects and settings of one compilation.
 #[derive(Debug)]
@@ -22,15 +19,8 @@ pub(crate) struct Inputs {
     cluster_network_policies: Vec<Arc<ClusterNetworkPolicy>>,
     egress_gateways: Vec<Arc<EgressGateway>>,
     ip_pools: Vec<Arc<IpPool>>,
-    /// Services, where more than themselves depends on them.
-    services: Option<Seen>,
     local: LocalView,
     knobs: Knobs,
-}
-
-/// Whether addresses that move between nodes are dealt out, which asks for every address of every Service.
-fn deals_out_addresses(cluster: &Cluster) -> bool {
-    !cluster.egress_gateways.is_empty() || cluster.ip_pools.values().any(|pool| pool.usage == PoolUse::Services)
 }
 
 impl Inputs {
@@ -43,13 +33,12 @@ impl Inputs {
             cluster_network_policies: cluster.cluster_network_policies.values().cloned().collect(),
             egress_gateways: cluster.egress_gateways.values().cloned().collect(),
             ip_pools: cluster.ip_pools.values().cloned().collect(),
-            services: deals_out_addresses(cluster).then(|| Seen::of(cluster)),
             local: local.clone(),
             knobs: knobs.clone(),
         }
     }
 
-    /// Whether a compilation of these would give the same again. Every field of a cluster is named, so that a new one is
+    /// Whether a compilation of these would give the same again, as long as Services have the same stakes in it. Every field of a cluster is named, so that a new one is
     /// not forgotten.
     pub fn are(&self, cluster: &Cluster, local: &LocalView, knobs: &Knobs) -> bool {
         let Cluster {
@@ -72,10 +61,6 @@ impl Inputs {
             && self.local == *local
             && self.knobs == *knobs
             && same(&self.pods, pods)
-            && match &self.services {
-                Some(before) => before.changed(&Seen::of(cluster)).is_empty(),
-                None => true,
-            }
     }
 }
 

@@ -225,6 +225,7 @@ mod tests {
             pod_cidrs: cidrs.iter().map(|c| c.parse().unwrap()).collect(),
             vtep_mac: None,
             ready: None,
+            leaving: false,
         })
     }
 

@@ -25,6 +25,7 @@ pub mod services;
 pub mod settings;
 pub mod shards;
 pub mod sources;
+mod stakes;
 pub mod steering;
 pub mod topology;
 
@@ -119,6 +120,7 @@ impl Compiled {
 #[derive(Debug)]
 pub(crate) struct Rest {
     inputs: inputs::Inputs,
+    stakes: stakes::Stakes,
     node: Arc<LocalNode>,
     pods: Arc<Pods>,
     routes: Arc<Routes>,
@@ -161,13 +163,16 @@ pub fn compile(
     previous: Option<&Compiled>,
 ) -> Result<Compiled, CompileError> {
     let node = cluster.nodes.get(&local.node).ok_or_else(|| CompileError::UnknownNode(local.node.clone()))?;
-    let known = previous.and_then(|p| p.rest.as_ref()).filter(|rest| rest.inputs.are(cluster, local, knobs));
+    let before = previous.and_then(|p| p.services.as_ref());
+    let news = services::News::since(before, cluster);
+    let known = previous.and_then(|p| p.rest.as_ref()).filter(|rest| {
+        rest.inputs.are(cluster, local, knobs) && news.changed().is_some_and(|c| rest.stakes.stand(cluster, c))
+    });
     let rest = match known {
         Some(rest) => rest.clone(),
         None => Arc::new(compile_rest(cluster, local, knobs, node, previous)?),
     };
-    let before = previous.and_then(|p| p.services.as_ref());
-    let (mut services, state) = services::compile(cluster, &rest.surroundings, &rest.pod_addresses, before)?;
+    let (mut services, state) = services::compile(cluster, &rest.surroundings, &rest.pod_addresses, before, news)?;
     let reach = &state.shards().reach;
     let mut invalid = rest.invalid.clone();
     invalid.extend(state.findings());
@@ -217,7 +222,8 @@ fn compile_rest(
     let mut invalid = BTreeSet::new();
     let directory = Directory::new(cluster, local, &knobs.pod_ranges, &mut invalid);
     let context = Context { cluster, local, knobs, node, directory };
-    let moving = carriers::compile(&context, &mut invalid);
+    let stakes = stakes::Stakes::of(cluster);
+    let moving = carriers::compile(&context, &stakes, &mut invalid);
     let plan = hops::plan(&context, &moving, &mut invalid)?;
     let (egress, gateways_used) = egress::compile(&context, &plan, &moving, &mut invalid);
     let routes = routes::compile(&context, &plan, &gateways_used, &mut invalid);
@@ -226,6 +232,7 @@ fn compile_rest(
     let pods = context.directory.local_pods(&plan, &policy, extra_sources)?;
     Ok(Rest {
         inputs: inputs::Inputs::of(cluster, local, knobs),
+        stakes,
         placement: moving.placement,
         host_ports: host_ports::of(&context),
         surroundings: Arc::new(services::surroundings(&context)),

@@ -118,18 +118,34 @@ pub(crate) fn pod_addresses(context: &Context<'_>) -> PodAddresses {
 /// So many changed Services look for their slices one by one.
 const FEW: usize = 8;
 
+/// Services and slices that there are now, and what is new of them.
+pub(crate) struct News {
+    seen: Seen,
+    changed: Option<HashSet<NamespacedName>>,
+}
+
+impl News {
+    pub fn since(previous: Option<&ServiceState>, cluster: &crate::model::Cluster) -> News {
+        let seen = Seen::of(cluster);
+        News { changed: previous.map(|before| before.seen.changed(&seen)), seen }
+    }
+
+    /// Services that changed, or whose slices did; none where there is nothing to compare with.
+    pub fn changed(&self) -> Option<&HashSet<NamespacedName>> {
+        self.changed.as_ref()
+    }
+}
+
 pub(crate) fn compile(
     cluster: &crate::model::Cluster,
     surroundings: &Arc<Surroundings>,
     pods: &Arc<PodAddresses>,
     previous: Option<&ServiceState>,
+    News { seen, changed }: News,
 ) -> Result<(Services, ServiceState), TableError> {
     let previous = previous.filter(|p| p.surroundings == *surroundings);
-    let seen = Seen::of(cluster);
-    let mut names = match previous {
-        Some(before) => before.seen.changed(&seen),
-        None => cluster.services.keys().cloned().collect(),
-    };
+    let mut names =
+        changed.filter(|_| previous.is_some()).unwrap_or_else(|| cluster.services.keys().cloned().collect());
     if let Some(before) = previous.filter(|p| !Arc::ptr_eq(&p.pods, pods)) {
         let moved = before.compiled.iter().filter(|entry| !entry.service.still_stands(pods));
         names.extend(moved.map(|entry| entry.service.name.clone()));

@@ -27,6 +27,16 @@ fn objects(version: u64) -> Vec<Value> {
         }
         service
     };
+    let balancer = |name: &str, addresses: &[&str], policy: &str| {
+        let ingress: Vec<Value> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
+        let mut balancer = service(
+            name,
+            json!({"type": "LoadBalancer", "clusterIP": format!("10.96.0.{}", name.as_bytes()[0]),
+            "ports": [{"port": 80}], "externalTrafficPolicy": policy}),
+        );
+        balancer["status"] = json!({"loadBalancer": {"ingress": ingress}});
+        balancer
+    };
     vec![
         service("a", json!({"clusterIP": "10.96.0.10", "ports": [{"port": 80 + v}]})),
         // The same cluster address as another's, sometimes.
@@ -51,6 +61,20 @@ fn objects(version: u64) -> Vec<Value> {
             "spec": {"podSelector": {"matchLabels": {"v": "1"}}, "policyTypes": ["Ingress"]}}),
         json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-b"}, "spec": {"podCIDR": "10.244.2.0/24"},
             "status": {"addresses": [{"type": "InternalIP", "address": format!("192.0.2.{}", 12 + v)}]}}),
+        // Addresses that move between nodes, and Services that have to do with them.
+        json!({"apiVersion": "sluicegate.dev/v1alpha1", "kind": "IPPool", "metadata": {"name": "edge"},
+            "spec": {"use": "services", "cidrs": [format!("198.51.100.{}/28", 16 * v)]}}),
+        json!({"apiVersion": "sluicegate.dev/v1alpha1", "kind": "EgressGateway", "metadata": {"name": "out"},
+            "spec": {"podSelector": {}, "namespaceSelector": {}, "egressIPs": ["203.0.113.9", "203.0.113.10", format!("198.51.100.{}", 3 + v)],
+                "gatewayNodes": {}}}),
+        balancer("f", &["198.51.100.3", "198.51.100.20"], if v == 1 { "Cluster" } else { "Local" }),
+        balancer("g", &[["198.51.100.3", "198.51.100.4", "203.0.113.10"][v as usize]], "Local"),
+        json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
+            "metadata": {"name": "f-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": if v == 2 { "g" } else { "f" }}},
+            "ports": [{"port": 8080}], "endpoints": [
+                {"addresses": ["10.244.2.7"], "nodeName": if v == 0 { "node-a" } else { "node-b" }},
+                {"addresses": [format!("10.244.1.{}", 5 + v)], "targetRef": {"kind": "Pod", "name": "p", "namespace": "shop"},
+                    "conditions": {"ready": v != 1}}]}),
     ]
 }
 
@@ -97,10 +121,10 @@ impl Follower {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(128))]
     #[test]
     fn any_changes_in_any_order_end_in_the_bytes_of_what_is_left(
-        events in prop::collection::vec((0..13usize, 0..4u64), 1..40),
+        events in prop::collection::vec((0..18usize, 0..4u64), 1..40),
         burst in 1..4usize,
     ) {
         let mut follower = Follower::new();
@@ -123,6 +147,7 @@ proptest! {
         prop_assert_eq!(last.tables.dump(), fresh.tables.dump());
         prop_assert_eq!(last.invalid, fresh.invalid);
         prop_assert_eq!(last.steering, fresh.steering);
+        prop_assert_eq!(last.placement, fresh.placement);
     }
 }
 
@@ -137,6 +162,30 @@ fn an_endpoint_change_builds_its_service_and_its_shard_alone() {
     let changed = before.services.shards.iter().zip(&after.services.shards).filter(|(a, b)| !Arc::ptr_eq(a, b));
     assert_eq!(changed.count(), 1);
     assert!(Arc::ptr_eq(&before.policy, &after.policy) && Arc::ptr_eq(&before.pods, &after.pods));
+}
+
+/// Whether nothing but Services was compiled anew by the last step.
+fn same_rest(before: &Compiled, after: &Compiled) -> bool {
+    let (before, after) = (&before.tables, &after.tables);
+    Arc::ptr_eq(&before.egress, &after.egress) && Arc::ptr_eq(&before.pods, &after.pods)
+}
+
+#[test]
+fn beside_gateways_and_pools_too_a_service_without_a_moving_address_is_compiled_alone() {
+    let mut follower = Follower::new();
+    follower.take(objects(0).iter().map(|object| delta(object, true)));
+    for which in [0, 1, 5, 6] {
+        let before = follower.last.clone().unwrap();
+        follower.take([delta(&objects(1)[which], true)]);
+        let after = follower.last.as_ref().unwrap();
+        assert!(same_rest(&before, after), "{}", objects(1)[which]);
+        assert_ne!(before.tables.dump(), after.tables.dump());
+    }
+    // An endpoint of a Service with the policy Local moves, and with it the nodes that may carry its address.
+    let before = follower.last.clone().unwrap();
+    follower.take([delta(&objects(1)[17], true)]);
+    let after = follower.last.as_ref().unwrap();
+    assert!(!same_rest(&before, after) && before.placement != after.placement);
 }
 
 #[test]
