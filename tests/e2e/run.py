@@ -21,6 +21,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import cni  # noqa: E402
 import kubernetes_node  # noqa: E402
+import leases  # noqa: E402
 from node_state import difference, inventory  # noqa: E402
 from small_cluster import SmallCluster, pod_manifest  # noqa: E402
 import restart  # noqa: E402
@@ -444,7 +445,7 @@ def a_process_of_the_node_reaches_a_load_balancer_address_and_a_cluster_ip(bin_d
             wait_until(url, lambda: " 200 " in (asked(cluster.node.namespace, url) or ""), 5)
 
 
-for kubernetes_test in kubernetes_node.TESTS:
+for kubernetes_test in [*kubernetes_node.TESTS, *leases.TESTS]:
     test(kubernetes_test)
 for body in restart.ALL:
     TESTS.append((f"restart: {body.__name__.replace('_', ' ')}", lambda bin_dir, body=body: body(bin_dir, expect)))

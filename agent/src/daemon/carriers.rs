@@ -8,10 +8,11 @@ use super::control::{Link, Message};
 use super::mirror::Mirror;
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use sluice_ctrl::carriers::{Carried, Election, Liveness, Message as Datagram, Outcome, Pace, Placement};
+use sluice_ctrl::carriers::{Carried, Election, Fence, Liveness, Message as Datagram, Outcome, Pace, Placement};
 use sluice_ctrl::model::{Cluster, Family};
 use sluice_engine::Shared;
 use sluice_engine::nat::Mapping;
+use sluice_kube::{Held, Keeper, Wish};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -22,6 +23,9 @@ use std::time::{Duration, Instant};
 const NAP: Duration = Duration::from_millis(20);
 /// Between two tries to open the sockets: the overlay address comes with the host port.
 const RETRY: Duration = Duration::from_millis(200);
+
+/// Unheard for so long, a node's Lease is watched: its end is known the sooner. Later it is no news any more.
+const SUSPECT: std::ops::Range<Duration> = Duration::from_millis(300)..Duration::from_secs(10);
 
 /// What the thread must know of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,13 +63,19 @@ enum Order {
 /// The thread, as control sees it.
 pub struct Carriers {
     orders: Sender<Order>,
-    thread: Option<JoinHandle<()>>,
+    thread: Option<JoinHandle<Option<Keeper>>>,
     told: Topology,
 }
 
 impl Carriers {
-    /// Starts the thread; what it finds goes to `link`.
-    pub fn start(own: String, port: u16, shared: Arc<Shared>, link: Link) -> std::io::Result<Self> {
+    /// Starts the thread; what it finds goes to `link`. With a keeper, Leases fence the addresses.
+    pub fn start(
+        own: String,
+        port: u16,
+        shared: Arc<Shared>,
+        link: Link,
+        keeper: Option<Keeper>,
+    ) -> std::io::Result<Self> {
         let (orders, inbox) = unbounded();
         let thread = std::thread::Builder::new().name("carriers".into()).spawn(move || {
             Talk {
@@ -77,8 +87,9 @@ impl Carriers {
                 sockets: Vec::new(),
                 topology: Topology::default(),
                 started: Instant::now(),
+                keeper,
             }
-            .run();
+            .run()
         })?;
         Ok(Carriers { orders, thread: Some(thread), told: Topology::default() })
     }
@@ -91,12 +102,11 @@ impl Carriers {
         }
     }
 
-    /// Takes leave of the other nodes and ends the thread; to be called while workers still move packets.
-    pub fn stop(&mut self) {
+    /// Takes leave of the other nodes and ends the thread; to be called while workers still move packets. The keeper is given
+    /// back: Leases are given up when no worker answers any more.
+    pub fn stop(&mut self) -> Option<Keeper> {
         let _ = self.orders.send(Order::Stop);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        self.thread.take().and_then(|thread| thread.join().ok()).flatten()
     }
 }
 
@@ -109,6 +119,7 @@ struct Talk {
     sockets: Vec<(IpAddr, UdpSocket)>,
     topology: Topology,
     started: Instant,
+    keeper: Option<Keeper>,
 }
 
 /// The state while there is something to carry.
@@ -124,7 +135,7 @@ struct Active {
 }
 
 impl Talk {
-    fn run(mut self) {
+    fn run(mut self) -> Option<Keeper> {
         let pace = Pace::default();
         let mut active: Option<Active> = None;
         let mut tried: Option<Instant> = None;
@@ -134,7 +145,7 @@ impl Talk {
                     if let Some(active) = &active {
                         self.take_leave(active);
                     }
-                    return;
+                    return self.keeper;
                 }
                 Some(Order::Know(topology)) => {
                     if topology.own != self.topology.own {
@@ -151,6 +162,9 @@ impl Talk {
                 if active.take().is_some() {
                     self.sockets.clear();
                     self.shared.mirror.want(false);
+                    if let Some(keeper) = &self.keeper {
+                        keeper.wish(Wish::default());
+                    }
                     self.link.send(Message::Carriers(Outcome::default(), Vec::new()));
                 }
                 continue;
@@ -179,7 +193,7 @@ impl Talk {
                 active.next_send = now + pace.interval;
                 self.send(active, false);
             }
-            let outcome = active.election.decide(&mut active.liveness, self.started.elapsed());
+            let outcome = self.decide(active);
             if active.outcome != outcome {
                 let before = std::mem::replace(&mut active.outcome, outcome.clone());
                 let heirs = self.shift_mirror(active, &before);
@@ -191,6 +205,43 @@ impl Talk {
                 }
             }
             self.tell_mirror(active, round);
+        }
+    }
+
+    /// Decides anew under what the Leases say, and tells their keeper what we would have.
+    fn decide(&self, active: &mut Active) -> Outcome {
+        let held = self.keeper.as_ref().map(Keeper::held).unwrap_or_default();
+        let fence = self.fence(&held);
+        let now = self.started.elapsed();
+        let mut outcome = active.election.decide(&mut active.liveness, &fence, now);
+        if let Some(keeper) = &self.keeper {
+            let carriers: BTreeSet<&str> = outcome.carried.values().filter_map(|c| c.node.as_deref()).collect();
+            // Of a node that falls silent, who would take something over from it watches the Lease, and nobody else.
+            let ours_next = |c: &&Carried| c.next.as_deref() == Some(self.own.as_str());
+            let heir_of: BTreeSet<&str> =
+                outcome.carried.values().filter(ours_next).filter_map(|c| c.node.as_deref()).collect();
+            let silent = active.liveness.silent(SUSPECT, now);
+            keeper.wish(Wish {
+                wanted: active.election.wanted().clone(),
+                suspects: silent.filter(|node| heir_of.contains(node)).map(str::to_owned).collect(),
+                carriers: carriers.len(),
+                leave: false,
+            });
+        }
+        outcome.denied = held.denied;
+        outcome
+    }
+
+    fn fence(&self, held: &Held) -> Fence {
+        let since_start = |at: Instant| at.saturating_duration_since(self.started);
+        Fence {
+            // Where the API server does not let us use them the majority alone fences, and the status says so.
+            used: self.keeper.is_some() && held.denied.is_none(),
+            until: held.until.map(since_start),
+            ours: held.ours.clone(),
+            others: held.others.iter().map(|(address, since)| (*address, since_start(*since))).collect(),
+            patience: held.patience,
+            heard: held.heard.map(since_start),
         }
     }
 

@@ -25,10 +25,11 @@ use sluice_ctrl::ipam::{Ipam, all_pools};
 use sluice_ctrl::model::standalone::Standalone;
 use sluice_ctrl::model::{Cluster, Family, NamespacedName, PoolUse};
 use sluice_ctrl::publish::Publisher;
-use sluice_ctrl::source::Snapshot;
+use sluice_ctrl::source::{Kind, ObjectKey, Snapshot};
 use sluice_engine::nat::{Mapping, owner_of};
 use sluice_engine::{Rate, Shared};
 use sluice_hostnet::Netns;
+use sluice_kube::writer::Note;
 use sluice_port::{FramePool, PoolCache};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -195,6 +196,8 @@ pub struct Control {
     reconciled: Instant,
     /// Most other nodes cannot be reached.
     pub cut_off: bool,
+    /// What the Leases of addresses keep from us.
+    pub fence_problems: Vec<String>,
     solicited: Instant,
     guarded: Option<Instant>,
     /// Tables have just come to want neighbours.
@@ -272,6 +275,7 @@ impl Control {
             refusals: BTreeMap::new(),
             reconciled: parts.started,
             cut_off: false,
+            fence_problems: Vec::new(),
             solicited: parts.started,
             guarded: None,
             solicit_now: false,
@@ -596,6 +600,7 @@ impl Control {
         if outcome.cut_off && !cut_off {
             tracing::warn!("cut off from most other nodes: this one carries no address until it reaches them again");
         }
+        self.fence_problems = fence_problems(&outcome);
         self.view.carriers = Some(outcome);
         self.inherit(heirs);
         if nodes(self.view.carriers.as_ref()) != before {
@@ -642,6 +647,16 @@ impl Control {
             pod.map(|pod| pod.name.to_string())
         };
         self.snat.look(&self.shared, started, named);
+        for (address, message) in self.snat.take_news() {
+            // Its gateway's business, or else this node's: what is masqueraded bears the node's own address.
+            let gateway = self.cluster.egress_gateways.values().find(|gateway| gateway.egress_ips.contains(&address));
+            let (kind, name) = match gateway {
+                Some(gateway) => (Kind::EgressGateway, gateway.name.clone()),
+                None => (Kind::Node, self.config.node.clone()),
+            };
+            let key = ObjectKey { kind, namespace: String::new(), name };
+            self.note_event(Note { key, reason: "SnatPortsLow", message });
+        }
     }
 
     /// Seconds since 1970.
@@ -652,9 +667,7 @@ impl Control {
     /// Ends the workers. Pods keep their interfaces, flows their tables, and the uplink its program, which drops what is ours
     /// until the next start.
     pub fn shut_down(&mut self) -> Result<()> {
-        if let Some(carriers) = &mut self.carriers {
-            carriers.stop();
-        }
+        let keeper = self.carriers.as_mut().and_then(Carriers::stop);
         if let Err(error) = self.write_domains_at_end() {
             tracing::warn!("cannot write down what was learned of domain names: {error:#}");
         }
@@ -663,8 +676,28 @@ impl Control {
         for worker in &mut self.workers {
             worker.stop();
         }
+        if let Some(keeper) = keeper {
+            keeper.leave();
+        }
         self.program = None;
         self.pod_programs.clear();
         Ok(())
     }
+}
+
+/// What an operator is told of Leases.
+fn fence_problems(outcome: &Outcome) -> Vec<String> {
+    let denied = outcome.denied.iter().map(|why| {
+        format!(
+            "Leases cannot be used, so addresses that move are fenced by the majority of nodes alone: {why}. The agent's Role needs \
+             get, list, create, update and delete on coordination.k8s.io leases in its own namespace"
+        )
+    });
+    let waits = outcome.waits.iter().map(|address| {
+        format!(
+            "{address} is not answered for here: its Lease names another node, or the API server is out of reach and so are too \
+             many nodes to do without"
+        )
+    });
+    denied.chain(waits).collect()
 }

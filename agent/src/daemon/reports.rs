@@ -130,6 +130,8 @@ impl Control {
                 "cut off from most other nodes: no egress or load-balancer address is carried here",
             ));
         }
+        all.extend(self.unfilled().map(Problem::plain));
+        all.extend(self.fence_problems.iter().map(Problem::plain));
         all.extend(self.health_ports.problems());
         for (at, worker) in self.workers.iter().enumerate() {
             if !worker.is_alive() {

@@ -19,6 +19,7 @@ const CALM: usize = 70;
 pub struct SnatWatch {
     short: BTreeSet<IpAddr>,
     problems: Vec<String>,
+    news: Vec<(IpAddr, String)>,
 }
 
 impl SnatWatch {
@@ -35,6 +36,11 @@ impl SnatWatch {
         let used: Vec<(IpAddr, usize, usize)> =
             spaces.iter().map(|s| (s.address.into(), s.leased_ports(), s.ports())).collect();
         self.weigh(&used);
+    }
+
+    /// Addresses that have just come to be short of ports, with what there is to say; each time once.
+    pub fn take_news(&mut self) -> Vec<(IpAddr, String)> {
+        std::mem::take(&mut self.news)
     }
 
     /// What `sluice status` says.
@@ -57,6 +63,7 @@ impl SnatWatch {
                 if !was {
                     tracing::warn!(%address, used, all, "{text}");
                     self.short.insert(*address);
+                    self.news.push((*address, text.clone()));
                 }
                 self.problems.push(text);
             } else if was {
@@ -90,8 +97,9 @@ mod tests {
         let mut watch = SnatWatch::default();
         let mut at = |used| {
             watch.weigh(&[(address, used, 1000)]);
-            watch.problems().len()
+            (watch.problems().len(), watch.take_news().len())
         };
-        assert_eq!([at(799), at(800), at(750), at(701), at(700), at(799)], [0, 1, 1, 1, 0, 0]);
+        let expected = [(0, 0), (1, 1), (1, 0), (1, 0), (0, 0), (0, 0), (1, 1)];
+        assert_eq!([at(799), at(800), at(750), at(701), at(700), at(799), at(810)], expected);
     }
 }

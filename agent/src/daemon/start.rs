@@ -22,11 +22,12 @@ use sluice_cni::pending::PendingDels;
 use sluice_cni::protocol::Verb;
 use sluice_ctrl::carriers::Outcome;
 use sluice_ctrl::compile::{HostPort, Knobs, LocalView, Uplink};
-use sluice_ctrl::config::{Config, UplinkDriver, Workers};
+use sluice_ctrl::config::{Config, Source, UplinkDriver, Workers};
 use sluice_ctrl::ipam::Ipam;
 use sluice_ctrl::publish::Publisher;
 use sluice_engine::Shared;
 use sluice_hostnet::Netns;
+use sluice_kube::Keeper;
 use sluice_port::{FramePool, PoolOptions};
 use sluice_tap::{TapOptions, TapQueue};
 use std::collections::BTreeMap;
@@ -48,8 +49,14 @@ pub fn run(config: Config) -> Result<()> {
     phases.done("machine");
     let config = control.config.clone();
     // Before the first tables: these tell it who the nodes are.
-    control.carriers =
-        Some(Carriers::start(config.node.clone(), config.liveness.port, control.shared.clone(), link.clone())?);
+    let keeper = match &config.source {
+        Source::Kubernetes { kubeconfig } if config.liveness.leases => {
+            Some(Keeper::start(&config.node, kubeconfig.clone())?)
+        }
+        _ => None,
+    };
+    let (node, port) = (config.node.clone(), config.liveness.port);
+    control.carriers = Some(Carriers::start(node, port, control.shared.clone(), link.clone(), keeper)?);
     prepared.returning = control.recall_pods();
     control.read_machine();
     control.begin_from_disk();
@@ -177,7 +184,8 @@ fn assemble(config: Config, started: Instant) -> Result<(Link, Receiver<Message>
     });
     let (pool, program) = (made?, program?);
     let host = TapQueue::open(&TapOptions::new(&config.ports.host.interface))?;
-    let shared = Shared::new(config.flows.max);
+    let folder = flow_files::folder(config.flows.path.as_deref(), &config.socket);
+    let shared = Shared::with_clients(config.flows.max, flow_files::clients(&folder));
     let publisher = Publisher::new(sluice_ctrl::compile::empty(&view, &Knobs::from(&config)));
     let cpus = cpus(&config.workers);
     let umem = Umem::new(&pool);

@@ -13,6 +13,7 @@
 pub mod connection;
 pub mod feed;
 pub mod follow;
+pub mod keeper;
 pub mod lease;
 pub mod state;
 pub mod store;
@@ -20,4 +21,5 @@ pub mod strip;
 pub mod writer;
 
 pub use connection::{ApiError, Connection};
+pub use keeper::{Held, Keeper, Wish};
 pub use lease::{Elector, LeaseChange, LeaseRecord, Leases};

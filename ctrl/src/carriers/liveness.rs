@@ -56,6 +56,17 @@ struct Peer {
     was_up: bool,
 }
 
+/// How a node stands among the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// In touch with most, ourselves included; or there is nobody else.
+    Majority,
+    /// Nobody can tell whose fault a silence is: one of two, or one that has heard nobody yet.
+    Alone,
+    /// Out of touch with most.
+    CutOff,
+}
+
 /// What is known of every peer.
 #[derive(Clone, Debug)]
 pub struct Liveness {
@@ -158,6 +169,27 @@ impl Liveness {
             _ => {}
         }
         has
+    }
+
+    /// How we stand; to be asked often, as [`Liveness::has_quorum`].
+    pub fn standing(&mut self, now: Instant) -> Standing {
+        if !self.has_quorum(now) {
+            return Standing::CutOff;
+        }
+        let echoed = self.peers.values().filter(|peer| peer.echoed.is_some());
+        let (members, touched) =
+            echoed.fold((0, 0), |(all, touched), peer| (all + 1, touched + usize::from(self.in_touch(peer, now))));
+        match (members, touched) {
+            (0, _) if self.peers.values().any(|peer| !peer.known) => Standing::Alone,
+            (1, 0) => Standing::Alone,
+            _ => Standing::Majority,
+        }
+    }
+
+    /// Peers that were heard, and last heard so long ago: they may be down soon, or are since a moment.
+    pub fn silent(&self, for_: std::ops::Range<Duration>, now: Instant) -> impl Iterator<Item = &str> {
+        let silent = move |peer: &Peer| peer.heard.is_some_and(|heard| for_.contains(&now.saturating_sub(heard)));
+        self.peers.iter().filter(move |(_, peer)| silent(peer)).map(|(name, _)| name.as_str())
     }
 
     fn in_touch(&self, peer: &Peer, now: Instant) -> bool {
@@ -274,6 +306,22 @@ mod tests {
         liveness.left("a");
         liveness.left("c");
         assert!(liveness.has_quorum(MS(9000)));
+    }
+
+    #[test]
+    fn one_of_two_is_alone_when_it_is_out_of_touch_and_so_is_whoever_has_heard_nobody() {
+        let mut two = among(&["a", "b"]);
+        assert_eq!(two.standing(MS(100)), Standing::Alone, "a was not heard yet");
+        hear(&mut two, &["a"], 100, 1000);
+        assert_eq!(two.standing(MS(1400)), Standing::Majority);
+        assert_eq!(two.standing(MS(1500)), Standing::Alone);
+        assert_eq!(two.silent(MS(300)..MS(5000), MS(1300)).collect::<Vec<_>>(), ["a"]);
+        two.left("a");
+        assert_eq!(two.standing(MS(1600)), Standing::Majority, "whoever has left is not missed");
+        let mut three = among(&["a", "b", "c"]);
+        hear(&mut three, &["a", "c"], 0, 1000);
+        assert_eq!(three.standing(MS(1500)), Standing::CutOff);
+        assert_eq!(among(&["b"]).standing(MS(0)), Standing::Majority, "there is nobody else");
     }
 
     proptest! {

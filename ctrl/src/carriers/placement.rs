@@ -6,7 +6,7 @@
 //! to two while another is home to none; everything after it is by weight alone. So a node that dies moves what it carried
 //! and nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::Hasher;
 use std::net::IpAddr;
 
@@ -19,6 +19,7 @@ use crate::model::Family;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Placement {
     ranks: BTreeMap<IpAddr, Vec<String>>,
+    urgent: BTreeSet<IpAddr>,
 }
 
 impl Placement {
@@ -40,6 +41,16 @@ impl Placement {
             }
             self.ranks.insert(*address, ranked.into_iter().map(str::to_owned).collect());
         }
+    }
+
+    /// These addresses cannot wait for the end of a dead node's Lease where a majority says that it is dead.
+    pub fn hurry(&mut self, addresses: &[IpAddr]) {
+        self.urgent.extend(addresses);
+    }
+
+    /// Whether an address was said to be in a hurry.
+    pub fn is_urgent(&self, address: IpAddr) -> bool {
+        self.urgent.contains(&address)
     }
 
     /// The nodes that may carry an address, best first; empty: nobody may.
@@ -79,7 +90,6 @@ pub fn weight(asks: IpAddr, candidate: &[u8]) -> u64 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::collections::BTreeSet;
 
     fn addresses(n: u8) -> Vec<IpAddr> {
         (0..n).map(|i| IpAddr::from([192, 0, 2, 50 + i])).collect()

@@ -383,7 +383,7 @@ vxlan: { vni: 4096, port: 4789 }
 cidrs: { pods: [10.244.0.0/16, fd00:10:244::/56], services: [10.96.0.0/12, fd00:10:96::/112] }
 masquerade: { enabled: true, exclude: [10.0.0.0/8], ports: 40000-57343 }
 node_ports: 30000-32767
-services: { external_ips: false, node_port_addresses: [] }
+services: { external_ips: false, node_port_addresses: [], health_port: 10256 }
 flows:
   max: 1048576
   timeouts: { tcp_established: 24h, tcp_handshake: 60s, tcp_closing: 120s, udp: 30s, udp_stream: 180s, icmp: 30s, sctp_established: 24h, other: 60s }

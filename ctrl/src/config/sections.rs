@@ -204,11 +204,13 @@ impl Default for Masquerade {
 pub struct Liveness {
     /// UDP port on the nodes' overlay addresses.
     pub port: u16,
+    /// Where there is an API server, its Leases say who may answer for an address that moves.
+    pub leases: bool,
 }
 
 impl Default for Liveness {
     fn default() -> Self {
-        Liveness { port: 9766 }
+        Liveness { port: 9766, leases: true }
     }
 }
 
@@ -269,7 +271,7 @@ impl Default for Flows {
 }
 
 /// Services.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServiceSettings {
     /// Whether `spec.externalIPs` are programmed: whoever may create a Service may then take over any address outside
@@ -278,6 +280,15 @@ pub struct ServiceSettings {
     /// Networks: NodePorts answer at the node's InternalIPs and ExternalIPs in them; none: at its first InternalIP of each
     /// family.
     pub node_port_addresses: Vec<IpNet>,
+    /// With an API server: where load balancers ask after the whole node (`/healthz`, `/livez`), as they do of kube-proxy;
+    /// 0: nowhere.
+    pub health_port: u16,
+}
+
+impl Default for ServiceSettings {
+    fn default() -> Self {
+        ServiceSettings { external_ips: false, node_port_addresses: Vec::new(), health_port: 10_256 }
+    }
 }
 
 /// What a denied packet meets.
