@@ -82,6 +82,7 @@ mod tests {
             pod_cidrs: vec!["10.244.1.0/24".parse().unwrap()],
             vtep_mac: None,
             ready: None,
+            leaving: false,
         };
         cluster.nodes.insert("node-a".into(), Arc::new(node));
         let view = LocalView::derived(&cluster, "node-a", &Replay::default()).unwrap();

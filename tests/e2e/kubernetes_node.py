@@ -201,18 +201,41 @@ def objects_that_make_no_sense_cost_what_they_touch_and_are_told(bin_dir):
                            "ingress": [{"from": [{"serviceAccountSelector": {}}]}]}}
         gateway = {"apiVersion": "sluicegate.dev/v1alpha1", "kind": "EgressGateway", "metadata": {"name": "odd"},
                    "spec": {"egressIPs": ["192.0.2.50"], "gatewayNodes": {}, "podSelector": {"matchLabels": {"app": "nobody"}}, "colour": "red"}}
-        cluster.apply(bad_port, twin, stray, gateway)
+        zero = service_objects(backend, "zero-port", ("10.96.0.21", "fd00:10:96::21"))[0]
+        zero["spec"]["ports"] = [{"name": "none", "port": 0}, {"name": "good", "port": 81, "targetPort": 8080}]
+        # Two Services on one node port; the first by name has it, the other keeps its cluster address.
+        twins = [service_objects(backend, f"np-{x}", (f"10.96.0.3{n}", f"fd00:10:96::3{n}")) for x, n in (("a", 1), ("b", 2))]
+        for service in (twins[0][0], twins[1][0]):
+            service["spec"].update(type="NodePort", ports=[{"port": 80, "targetPort": 8080, "nodePort": 30080}])
+        on_pod = service_objects(backend, "vip-of-a-pod", ("10.96.0.41", "fd00:10:96::41"))
+        on_pod[0]["spec"]["type"] = "LoadBalancer"
+        on_pod[0]["status"] = {"loadBalancer": {"ingress": [{"ip": backend[0]}]}}
+        nowhere = {"apiVersion": "sluicegate.dev/v1alpha1", "kind": "EgressGateway", "metadata": {"name": "nowhere"},
+                   "spec": {"egressIPs": ["192.0.2.60"], "gatewayNodes": {"matchLabels": {"egress": "nobody"}},
+                            "podSelector": {"matchLabels": {"app": "nobody"}}}}
+        cluster.apply(bad_port, twin, stray, gateway, zero, *twins[0], *twins[1], *on_pod, nowhere)
         said = {}
 
         def told(name, kind):
             events = cluster.ask("/api/v1/events")["items"]
             said[name] = [e["message"] for e in events if e["involvedObject"]["name"] == name and e["involvedObject"]["kind"] == kind]
             return said[name]
-        for name, kind in (("bad-port", "Service"), ("webtwin", "Service"), ("odd", "EgressGateway"), ("stray", "Pod")):
+        for name, kind in (("bad-port", "Service"), ("webtwin", "Service"), ("odd", "EgressGateway"), ("stray", "Pod"),
+                           ("zero-port", "Service"), ("np-b", "Service"), ("vip-of-a-pod", "Service"), ("nowhere", "EgressGateway")):
             wait_until(f"an event about {name}", lambda n=name, k=kind: told(n, k), 20)
         expect("70000" in said["bad-port"][0] and "no pod network" in said["stray"][0], f"{said}")
         expect("default/web already" in said["webtwin"][0], f"{said}")
+        expect("spec.ports[0].port" in said["zero-port"][0], f"{said}")
+        expect("node port 30080 belongs to Service default/np-a" in said["np-b"][0], f"{said}")
+        expect("is a pod's address" in said["vip-of-a-pod"][0] and "selects no node" in said["nowhere"][0], f"{said}")
+        expect(not told("np-a", "Service"), "the first by name has the node port")
+        listed = cluster.problems()
+        for name in ("zero-port", "np-b", "vip-of-a-pod", "nowhere"):
+            expect(any(name in p for p in listed), f"sluice status says nothing of {name}: {listed}")
         expect(reaches(client, SERVICE_IP), "the good Service went with the bad one")
+        for address in ("10.96.0.31", "10.96.0.32", "10.96.0.41"):
+            expect(reaches(client, address), f"{address}: what is left of the object is programmed")
+        expect(reaches(client, NODE.addresses[0], 30080), "the node port leads to the first")
 
         def conditions():
             status = cluster.ask("/apis/sluicegate.dev/v1alpha1/egressgateways/odd").get("status", {})

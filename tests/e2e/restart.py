@@ -14,7 +14,8 @@ import threading
 import time
 
 from small_cluster import SmallCluster, pod_manifest
-from probes import Conversation, Refused, Silence, bracket
+from namespaces import wait_until
+from probes import Conversation, Refused, Silence, bracket, fetch
 from servers import payload
 from topology import Cluster, NodeSpec, PodSpec, of_family
 
@@ -344,5 +345,56 @@ def with_other_workers_and_another_size_flows_move(bin_dir, expect):
             talk.close()
 
 
-ALL = [connections_go_on_over_kills_and_stops, tables_of_another_version_are_refused_in_one_line,
+STICKY = """\
+apiVersion: v1
+kind: Service
+metadata: {{ name: sticky, namespace: default }}
+spec:
+  clusterIP: 10.96.0.20
+  clusterIPs: [10.96.0.20, "fd00:10:96::20"]
+  sessionAffinity: ClientIP
+  ports: [{{ port: 80, targetPort: 8080 }}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{ name: sticky-4, namespace: default, labels: {{ kubernetes.io/service-name: sticky }} }}
+addressType: IPv4
+ports: [{{ port: 8080 }}]
+endpoints: [{v4}]
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{ name: sticky-6, namespace: default, labels: {{ kubernetes.io/service-name: sticky }} }}
+addressType: IPv6
+ports: [{{ port: 8080 }}]
+endpoints: [{v6}]
+"""
+
+
+def a_client_keeps_its_backend_over_a_kill(bin_dir, expect):
+    """Five clients in both families met the only backend; four more join, the agent is killed: by hash alone most would move."""
+    with SmallCluster(bin_dir, count=6) as cluster:
+        pods = list(cluster.pods.values())
+
+        def backends(some):
+            endpoints = lambda version: ", ".join(f'{{ addresses: ["{pod.address(version)}"], nodeName: node-a }}' for pod in some)  # noqa: E731
+            cluster.write("sticky.yaml", STICKY.format(v4=endpoints(4), v6=endpoints(6)))
+
+        def given():
+            clients = [pods[0], *pods[2:]]
+            return {fetch(pod.namespace, address, port=80)["server"] for pod in clients for address in ("10.96.0.20", "fd00:10:96::20")}
+
+        backends(pods[1:2])
+        cluster.up()
+        expect(given() == {"pod-1"}, f"the only backend: {given()}")
+        generation = cluster.node.api("/v1/generation")["applied"]
+        backends(pods[1:])
+        wait_until("the others have joined", lambda: cluster.node.api("/v1/generation")["applied"] > generation, 5)
+        expect(given() == {"pod-1"}, f"clients stay: {given()}")
+        cluster.node.kill()
+        cluster.node.start()
+        expect(given() == {"pod-1"}, f"and after the kill: {given()}")
+
+
+ALL = [a_client_keeps_its_backend_over_a_kill, connections_go_on_over_kills_and_stops, tables_of_another_version_are_refused_in_one_line,
        a_flow_that_was_forbidden_while_nobody_was_there_dies, with_other_workers_and_another_size_flows_move]

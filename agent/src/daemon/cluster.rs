@@ -10,10 +10,13 @@ use crossbeam::channel::Receiver;
 use sluice_ctrl::config::Config;
 use sluice_ctrl::import::live::{Delta, Live, Touched};
 use sluice_ctrl::model::NamespacedName;
+use sluice_ctrl::model::standalone::{Balance, Unfilled};
 use sluice_ctrl::source::{Kind, ManifestSource, ManifestWatch, ObjectKey, ObjectSet, Snapshot};
 use sluice_kube::feed::{KubeSource, Options, SourceHealth, Update};
 use sluice_kube::state;
 use sluice_kube::writer::{Note, Refusal, Verdict};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,6 +54,9 @@ pub struct Following {
     pub from_disk: Option<state::Saved>,
     /// Where verdicts go, once the source runs.
     pub source: Option<KubeSource>,
+    /// Load-balancer addresses that Services should have out of our pools, and those that could not be given.
+    pub balanced: Arc<BTreeMap<NamespacedName, Vec<IpAddr>>>,
+    unfilled: Vec<Unfilled>,
 }
 
 impl Unwatched {
@@ -174,6 +180,11 @@ impl Control {
         if following.touched.is_empty() {
             return;
         }
+        let Balance { given, unfilled } = Balance::of(&self.cluster);
+        if *following.balanced != given {
+            following.balanced = Arc::new(given);
+        }
+        following.unfilled = unfilled;
         self.apply(since);
         self.limit_pods();
     }
@@ -220,6 +231,12 @@ impl Control {
         all
     }
 
+    /// Services that a load-balancer address is missing for.
+    pub fn unfilled(&self) -> impl Iterator<Item = String> + '_ {
+        let all = self.following.iter().flat_map(|following| &following.unfilled);
+        all.map(|u| format!("Service/{}: {}: {}", u.service, u.field, u.why))
+    }
+
     /// What to say of kinds that the API server does not have.
     pub fn source_notes(&self) -> Vec<String> {
         let absent = self.following.as_ref().map(|f| f.health.absent()).unwrap_or_default();
@@ -261,8 +278,19 @@ impl Control {
             let (field, why) = (finding.field.to_owned(), finding.why.clone());
             Some(Refusal { key: key_of(kind, &finding.name), field, why, effect: None })
         });
+        let unfilled = following.unfilled.iter().map(|u| Refusal {
+            key: key_of(Kind::Service, &u.service.to_string()),
+            field: u.field.to_owned(),
+            why: u.why.clone(),
+            effect: None,
+        });
         let why_not = self.not_ready();
-        let verdict = Verdict { refusals: invalid.chain(found).collect(), programmed: why_not.is_none(), why_not };
+        let verdict = Verdict {
+            refusals: invalid.chain(found).chain(unfilled).collect(),
+            programmed: why_not.is_none(),
+            why_not,
+            balanced: following.balanced.clone(),
+        };
         source.judge(verdict);
     }
 

@@ -1,4 +1,5 @@
-//! Where flow tables lie, so that the next process finds its flows: one file for each worker and family, in memory.
+//! Where flow tables lie, so that the next process finds its flows: one file for each worker and family, in memory; and beside
+//! them one with the clients of Services that keep their backends.
 //!
 //! Runs on the control thread before workers start. A file that this program cannot use (another version's, another boot's,
 //! other port numbers) is said in one line and replaced by an empty one. Without a place for files the tables are plain
@@ -7,6 +8,7 @@
 use anyhow::{Context, Result};
 use rustix::fs::{FlockOperation, flock, fstat, statfs};
 use sluice_engine::Strays;
+use sluice_engine::affinity::{Affinity, Bucket, CLIENTS, ClientsHeader};
 use sluice_engine::flow::layout::ENTRIES_AT;
 use sluice_engine::flow::{Entry, Entry4, Entry6, FlowTable, Header};
 use sluice_port::Mapped;
@@ -18,6 +20,8 @@ use std::path::{Path, PathBuf};
 
 /// File systems whose files are memory: tmpfs, ramfs, hugetlbfs (linux/magic.h).
 const IN_MEMORY: [u32; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
+/// The file of the clients of Services.
+const CLIENTS_FILE: &str = "clients";
 const SHARED_MEMORY: &str = "/dev/shm";
 
 /// Flow tables of one worker.
@@ -96,6 +100,38 @@ pub fn open(folder: &Path, wanted: Wanted) -> Result<Opened> {
     }
 }
 
+/// Clients of Services and their backends, from a folder's file or in a new one; in plain memory where there can be none.
+pub fn clients(folder: &Path) -> Affinity {
+    match boot_id().and_then(|boot| clients_in(folder, boot)) {
+        Ok(clients) => clients,
+        Err(error) => {
+            tracing::warn!("clients of Services with sessionAffinity are forgotten with this process: {error:#}");
+            Affinity::default()
+        }
+    }
+}
+
+fn clients_in(folder: &Path, boot: [u8; 16]) -> Result<Affinity> {
+    make(folder)?;
+    let path = folder.join(CLIENTS_FILE);
+    let mine = ClientsHeader::new(boot);
+    let mut file = File::open(&path)?;
+    let found = Mapped::<ClientsHeader>::in_file(file.fd.try_clone()?, 0, 1)?.first().copied();
+    if found.is_some_and(|found| found != mine) {
+        tracing::warn!(path = %path.display(), "another version's or another boot's clients; they are chosen anew");
+        std::fs::remove_file(&path)?;
+        file = File::open(&path)?;
+    }
+    let mut header = Mapped::<ClientsHeader>::in_file(file.fd.try_clone()?, 0, 1)?;
+    anyhow::ensure!(header.reserve(1), "no room for {}", path.display());
+    header[0] = mine;
+    let count = Affinity::buckets_for(CLIENTS);
+    // The lock goes with the last descriptor, which the mapping keeps.
+    let mut buckets = Mapped::<Bucket>::in_file(file.fd, ClientsHeader::BUCKETS_AT, count)?;
+    anyhow::ensure!(buckets.reserve(count), "no room for {}", path.display());
+    Affinity::over(buckets).context("the clients' file has another size")
+}
+
 /// Removes the tables of a folder, and the folder if nothing else is in it.
 pub fn remove(folder: &Path) -> Result<()> {
     if !folder.exists() {
@@ -103,6 +139,12 @@ pub fn remove(folder: &Path) -> Result<()> {
     }
     for (_, _, path) in tables_in(folder)? {
         std::fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    match std::fs::remove_file(folder.join(CLIENTS_FILE)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).context("cannot remove the clients of Services");
+        }
+        _ => {}
     }
     match std::fs::remove_dir(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::DirectoryNotEmpty => {
@@ -140,10 +182,15 @@ fn tables_in(folder: &Path) -> Result<Vec<(u32, u16, PathBuf)>> {
     Ok(found)
 }
 
-fn open_in(folder: &Path, wanted: &Wanted, boot: [u8; 16]) -> Result<Opened> {
-    let make = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    make.with_context(|| format!("cannot make {}", folder.display()))?;
+fn make(folder: &Path) -> Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.with_context(|| format!("cannot make {}", folder.display()))?;
     std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700))?;
+    Ok(())
+}
+
+fn open_in(folder: &Path, wanted: &Wanted, boot: [u8; 16]) -> Result<Opened> {
+    make(folder)?;
     if !is_in_memory(folder) {
         tracing::warn!(
             folder = %folder.display(),
@@ -277,6 +324,22 @@ mod tests {
         remove(&place).unwrap();
         remove(&place).unwrap();
         assert!(!place.exists());
+    }
+
+    #[test]
+    fn clients_are_found_again_and_those_of_another_boot_are_not() {
+        let dir = tempfile::tempdir_in(SHARED_MEMORY).unwrap();
+        let who = sluice_engine::affinity::Client::new(7, 9);
+        let first = clients_in(dir.path(), [1; 16]).unwrap();
+        first.remember(who, 5, 100);
+        assert!(clients_in(dir.path(), [1; 16]).is_err(), "they are locked");
+        drop(first);
+        let again = clients_in(dir.path(), [1; 16]).unwrap();
+        assert_eq!(again.recall(who, 110, 60), Some(5));
+        drop(again);
+        assert_eq!(clients_in(dir.path(), [2; 16]).unwrap().recall(who, 110, 60), None);
+        remove(dir.path()).unwrap();
+        assert!(!dir.path().exists());
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Health-check node ports: load balancers ask on them whether a Service has ready pods on this node.
+//! Health-check node ports: load balancers ask on them whether a Service has ready pods on this node; and the one port on which
+//! they ask whether the node as a whole should be sent connections.
 //!
 //! Owner: a thread of its own; control tells it what is wanted. Source: core/v1 `Service.spec.healthCheckNodePort`, and the
 //! answers that load balancers know from kube-proxy. Invariants: a port is open exactly while a Service wants it; one that
@@ -10,7 +11,7 @@ use crate::api::seat::{Seat, Silent};
 use crate::api::server::{Limits, converse};
 use axum::Router;
 use axum::extract::State;
-use axum::http::{HeaderName, StatusCode, header};
+use axum::http::{HeaderName, StatusCode, Uri, header};
 use axum::response::IntoResponse;
 use serde_json::json;
 use sluice_ctrl::compile::HealthCheck;
@@ -37,7 +38,26 @@ struct Wanted {
     healthy: bool,
     /// Where to listen; empty: on every address of the node.
     addresses: Vec<IpAddr>,
+    /// The port for the whole node; none: it is not asked for.
+    whole: Option<Whole>,
     ending: bool,
+}
+
+/// The port on which load balancers ask after the whole node, as they do of kube-proxy (KEP-3836).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Whole {
+    /// The port.
+    pub port: u16,
+    /// The node is about to go: no new connections.
+    pub leaving: bool,
+}
+
+impl Wanted {
+    /// Every port, and whose it is.
+    fn ports(&self) -> impl Iterator<Item = (u16, String)> {
+        let checks = self.checks.iter().map(|check| (check.port, format!("Service {}", check.service)));
+        checks.chain(self.whole.map(|whole| (whole.port, "the whole node".to_owned())))
+    }
 }
 
 /// Ports that cannot be had, and why.
@@ -65,11 +85,12 @@ impl HealthPorts {
     }
 
     /// Says what is to be answered from now on.
-    pub fn want(&self, checks: &[HealthCheck], healthy: bool, addresses: &[IpAddr]) {
+    pub fn want(&self, checks: &[HealthCheck], healthy: bool, addresses: &[IpAddr], whole: Option<Whole>) {
         self.wanted.send_if_modified(|now| {
-            let same = now.checks == checks && now.healthy == healthy && now.addresses == addresses;
+            let same =
+                now.checks == checks && now.healthy == healthy && now.addresses == addresses && now.whole == whole;
             if !same {
-                *now = Wanted { checks: checks.to_vec(), healthy, addresses: addresses.to_vec(), ending: false };
+                *now = Wanted { checks: checks.to_vec(), healthy, addresses: addresses.to_vec(), whole, ending: false };
             }
             !same
         });
@@ -88,7 +109,14 @@ impl HealthPorts {
                 ..Problem::default()
             })
         };
-        wanted.checks.iter().filter_map(of).collect()
+        let whole = wanted.whole.and_then(|whole| {
+            let why = failed.get(&whole.port)?;
+            Some(Problem::plain(format!(
+                "cannot listen on services.health_port {}: {why}; tried again every second. End kube-proxy, or set it to 0",
+                whole.port
+            )))
+        });
+        wanted.checks.iter().filter_map(of).chain(whole).collect()
     }
 }
 
@@ -111,7 +139,10 @@ impl Control {
             true => Vec::new(),
             false => self.publisher.current().tables.node.node_port_addresses.iter().map(|a| (*a).into()).collect(),
         };
-        self.health_ports.want(&self.publisher.current().health_checks, healthy, &addresses);
+        let leaving = self.cluster.nodes.get(&self.config.node).is_some_and(|node| node.leaving);
+        let port = self.config.services.health_port;
+        let whole = (self.following.is_some() && port != 0).then_some(Whole { port, leaving });
+        self.health_ports.want(&self.publisher.current().health_checks, healthy, &addresses, whole);
     }
 }
 
@@ -128,27 +159,26 @@ impl Keeper {
             if wanted.ending {
                 return;
             }
-            self.open.retain(|port, (at, _)| {
-                *at == wanted.addresses && wanted.checks.iter().any(|check| check.port == *port)
-            });
+            self.open
+                .retain(|port, (at, _)| *at == wanted.addresses && wanted.ports().any(|(wanted, _)| wanted == *port));
             // A port that has just been closed is free once its task has ended.
             tokio::task::yield_now().await;
             let mut failed = BTreeMap::new();
-            for check in &wanted.checks {
-                if self.open.contains_key(&check.port) {
+            for (port, whose) in wanted.ports() {
+                if self.open.contains_key(&port) {
                     continue;
                 }
-                match listen(check.port, &wanted.addresses) {
+                match listen(port, &wanted.addresses) {
                     Ok(listeners) => {
                         let mut tasks = JoinSet::new();
                         for listener in listeners {
-                            tasks.spawn(answer_on(listener, check.port, orders.clone()));
+                            tasks.spawn(answer_on(listener, port, orders.clone()));
                         }
-                        self.open.insert(check.port, (wanted.addresses.clone(), tasks));
+                        self.open.insert(port, (wanted.addresses.clone(), tasks));
                     }
                     Err(error) => {
-                        tracing::warn!(port = check.port, service = %check.service, %error, "no health-check port");
-                        failed.insert(check.port, error.to_string());
+                        tracing::warn!(port, whose, %error, "no health-check port");
+                        failed.insert(port, error.to_string());
                     }
                 }
             }
@@ -207,9 +237,25 @@ async fn answer_on(listener: TcpListener, port: u16, orders: watch::Receiver<Wan
     }
 }
 
+/// On the port of the whole node: what `/healthz` and `/livez` say of a proxy that is well or not, of a node that stays or not.
+fn answer_for_node(path: &str, healthy: bool, leaving: bool) -> axum::response::Response {
+    let code = match path {
+        "/healthz" if healthy && !leaving => StatusCode::OK,
+        "/livez" if healthy => StatusCode::OK,
+        "/healthz" | "/livez" => StatusCode::SERVICE_UNAVAILABLE,
+        _ => StatusCode::NOT_FOUND,
+    };
+    let headers = [(header::CONTENT_TYPE, "application/json"), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
+    let body = json!({"serviceProxyHealthy": healthy, "nodeEligible": !leaving});
+    (code, headers, format!("{body}\n")).into_response()
+}
+
 /// Any path, any method: 200 where a ready endpoint is here and the node is healthy, else 503.
-async fn answer(State((port, orders)): State<(u16, watch::Receiver<Wanted>)>) -> impl IntoResponse {
+async fn answer(State((port, orders)): State<(u16, watch::Receiver<Wanted>)>, uri: Uri) -> impl IntoResponse {
     let wanted = orders.borrow();
+    if let Some(whole) = wanted.whole.filter(|whole| whole.port == port) {
+        return answer_for_node(uri.path(), wanted.healthy, whole.leaving);
+    }
     let check = wanted.checks.iter().find(|check| check.port == port);
     let (service, count) =
         check.map_or((Default::default(), 0), |check| (check.service.clone(), check.local_endpoints));
@@ -224,7 +270,7 @@ async fn answer(State((port, orders)): State<(u16, watch::Receiver<Wanted>)>) ->
         "localEndpoints": count,
         "serviceProxyHealthy": wanted.healthy,
     });
-    (code, headers, format!("{body}\n"))
+    (code, headers, format!("{body}\n")).into_response()
 }
 
 #[cfg(test)]
@@ -244,9 +290,13 @@ mod tests {
 
     /// Status line, headers and body; `None` while nobody listens.
     fn ask(address: &str, port: u16) -> Option<String> {
+        ask_for("/any/path", address, port)
+    }
+
+    fn ask_for(path: &str, address: &str, port: u16) -> Option<String> {
         let mut stream = TcpStream::connect((address, port)).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-        stream.write_all(b"GET /any/path HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).ok()?;
         let mut text = String::new();
         stream.read_to_string(&mut text).ok()?;
         Some(text)
@@ -265,7 +315,7 @@ mod tests {
     #[test]
     fn a_port_says_how_many_endpoints_are_here_as_long_as_it_is_wanted() {
         let (ports, port) = (HealthPorts::start().unwrap(), free_port());
-        ports.want(&[check(port, 2)], true, &[]);
+        ports.want(&[check(port, 2)], true, &[], None);
         let text = until("an answer", || ask("127.0.0.1", port));
         assert!(text.starts_with("HTTP/1.1 200"), "{text}");
         for line in
@@ -277,16 +327,37 @@ mod tests {
         let expected =
             json!({"service": {"namespace": "shop", "name": "web"}, "localEndpoints": 2, "serviceProxyHealthy": true});
         assert_eq!(body, expected);
-        ports.want(&[check(port, 0)], true, &[]);
+        ports.want(&[check(port, 0)], true, &[], None);
         assert!(until("503", || ask("127.0.0.1", port).filter(|t| t.contains("503"))).contains("\"localEndpoints\":0"));
-        ports.want(&[check(port, 2)], false, &[]);
+        ports.want(&[check(port, 2)], false, &[], None);
         until("503 while the node is not healthy", || {
             ask("127.0.0.1", port).filter(|t| t.contains("503") && t.contains("\"serviceProxyHealthy\":false"))
         });
-        ports.want(&[], true, &[]);
+        ports.want(&[], true, &[], None);
         until("a closed port", || ask("127.0.0.1", port).is_none().then_some(()));
-        ports.want(&[check(port, 1)], true, &[]);
+        ports.want(&[check(port, 1)], true, &[], None);
         until("the same port again", || ask("127.0.0.1", port));
+    }
+
+    #[test]
+    fn the_whole_node_is_healthy_until_it_is_about_to_go_and_alive_as_long_as_it_programs() {
+        let (ports, port) = (HealthPorts::start().unwrap(), free_port());
+        let codes = |what: &str, expected: [&str; 3]| {
+            until(what, || {
+                let of = |path: &str| Some(ask_for(path, "127.0.0.1", port)?.get(9..12)?.to_owned());
+                let found = [of("/healthz")?, of("/livez")?, of("/other")?];
+                (found == expected).then_some(())
+            });
+        };
+        let whole = |leaving| Some(Whole { port, leaving });
+        ports.want(&[], true, &[], whole(false));
+        codes("a node that stays", ["200", "200", "404"]);
+        ports.want(&[], true, &[], whole(true));
+        codes("a node that goes", ["503", "200", "404"]);
+        ports.want(&[], false, &[], whole(false));
+        codes("a node that does not program", ["503", "503", "404"]);
+        ports.want(&[], true, &[], None);
+        until("a closed port", || ask("127.0.0.1", port).is_none().then_some(()));
     }
 
     #[test]
@@ -294,7 +365,7 @@ mod tests {
         let ports = HealthPorts::start().unwrap();
         let taken = TcpListener::bind("[::]:0").or_else(|_| TcpListener::bind("0.0.0.0:0")).unwrap();
         let port = taken.local_addr().unwrap().port();
-        ports.want(&[check(port, 1)], true, &[]);
+        ports.want(&[check(port, 1)], true, &[], None);
         let problem = until("a problem", || ports.problems().pop());
         assert_eq!(problem.object.as_deref(), Some("Service/shop/web"));
         assert!(problem.reason.contains(&port.to_string()), "{problem}");
@@ -306,7 +377,7 @@ mod tests {
     #[test]
     fn a_silent_client_keeps_nobody_waiting_and_addresses_are_kept_to() {
         let (ports, port) = (HealthPorts::start().unwrap(), free_port());
-        ports.want(&[check(port, 1)], true, &["127.0.0.2".parse().unwrap()]);
+        ports.want(&[check(port, 1)], true, &["127.0.0.2".parse().unwrap()], None);
         until("an answer", || ask("127.0.0.2", port));
         assert_eq!(ask("127.0.0.1", port), None);
         let _silent: Vec<_> = (0..8).map(|_| TcpStream::connect(("127.0.0.2", port)).unwrap()).collect();

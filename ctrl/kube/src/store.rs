@@ -29,8 +29,37 @@ pub struct Known {
     pub generation: i64,
     /// `status.conditions`, of kinds whose status we write.
     pub conditions: Value,
+    /// Load-balancer addresses of a Service; none where it has none and never had one of ours.
+    pub ingress: Option<Box<Ingress>>,
     /// The stripped object.
     pub text: Arc<[u8]>,
+}
+
+/// `status.loadBalancer.ingress` of a Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ingress {
+    /// Addresses and host names, in their order.
+    pub addresses: Vec<String>,
+    /// We wrote it, and nobody has written over it (`metadata.managedFields`).
+    pub ours: bool,
+    /// `metadata.resourceVersion` it was read with.
+    pub version: String,
+}
+
+impl Ingress {
+    fn of(value: &Value) -> Option<Box<Ingress>> {
+        let list = value.pointer("/status/loadBalancer/ingress").and_then(Value::as_array);
+        let name = |entry: &Value| entry.get("ip").or_else(|| entry.get("hostname"))?.as_str().map(str::to_owned);
+        let addresses: Vec<String> = list.into_iter().flatten().filter_map(name).collect();
+        let managed = value.pointer("/metadata/managedFields").and_then(Value::as_array);
+        let ours = managed.into_iter().flatten().any(|entry| {
+            entry["manager"] == crate::writer::MANAGER
+                && entry["subresource"] == "status"
+                && entry.pointer("/fieldsV1/f:status/f:loadBalancer/f:ingress").is_some()
+        });
+        let version = value.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap_or_default().to_owned();
+        (ours || !addresses.is_empty()).then(|| Box::new(Ingress { addresses, ours, version }))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -155,9 +184,10 @@ impl Store {
             Kind::EgressGateway | Kind::IpPool => value.pointer("/status/conditions").cloned().unwrap_or(Value::Null),
             _ => Value::Null,
         };
+        let ingress = if kind == Kind::Service { Ingress::of(&value) } else { None };
         strip(kind, &mut value, &self.node);
         let text: Arc<[u8]> = serde_json::to_vec(&value).unwrap_or_default().into();
-        Some((key, version, value, Known { version, uid, generation, conditions, text }))
+        Some((key, version, value, Known { version, uid, generation, conditions, ingress, text }))
     }
 }
 

@@ -5,6 +5,7 @@
 //! this node are kept whole too: CNI, host ports and annotations are about them.
 
 use serde_json::{Map, Value};
+use sluice_ctrl::model::node::LEAVING_TAINT;
 use sluice_ctrl::source::Kind;
 
 /// Strips an object of a kind; `node` is this node's name.
@@ -20,7 +21,8 @@ pub fn strip(kind: Kind, value: &mut Value, node: &str) {
     match kind {
         Kind::Namespace => object.retain(|key, _| is_envelope(key)),
         Kind::Node => {
-            fields(object, "spec", &["podCIDR", "podCIDRs"]);
+            fields(object, "spec", &["podCIDR", "podCIDRs", "taints"]);
+            taints(object);
             fields(object, "status", &["addresses", "conditions"]);
             conditions(object);
         }
@@ -66,6 +68,20 @@ fn conditions(object: &mut Map<String, Value>) {
     list.retain(|c| c.get("type").and_then(Value::as_str) == Some("Ready"));
     for condition in list.iter_mut().filter_map(Value::as_object_mut) {
         condition.retain(|key, _| key == "type" || key == "status");
+    }
+}
+
+/// Of taints only the one that says the node will be deleted.
+fn taints(object: &mut Map<String, Value>) {
+    let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) else { return };
+    if let Some(Value::Array(list)) = spec.get_mut("taints") {
+        list.retain(|taint| taint.get("key").and_then(Value::as_str) == Some(LEAVING_TAINT));
+        for taint in list.iter_mut().filter_map(Value::as_object_mut) {
+            taint.retain(|key, _| key == "key");
+        }
+        if list.is_empty() {
+            spec.remove("taints");
+        }
     }
 }
 

@@ -1,13 +1,16 @@
-//! What we tell the API server: status of our own kinds, events for what was refused, this node's condition and taint.
+//! What we tell the API server: status of our own kinds, load-balancer addresses that we gave, events for what was refused,
+//! this node's condition and taint.
 //!
 //! Status of cluster-wide objects and events about them are the same whoever writes them, so one node does: the holder of the
 //! lease `sluicegate-writer`. Writes are server-side applies of the status subresource under one field manager, only when
-//! something differs, at most one each [`PAUSE`]. An event is made once for an object, a field and a reason, and counted up after
+//! something differs, at most one each [`PAUSE`]. A Service's `status.loadBalancer` is written where it is empty or what it holds
+//! is ours by its managed fields, and emptied again where it is no more ours to give; everything else is somebody else's. An event is made once for an object, a field and a reason, and counted up after
 //! [`REPEAT`] at the earliest. Each node writes its own condition, removes its own taint, and makes events about itself.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::Hasher;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,6 +20,7 @@ use kube::core::Request;
 use kube::core::params::{GetParams, Patch, PatchParams, PostParams};
 use serde_json::{Value, json};
 use sluice_ctrl::import::Effect;
+use sluice_ctrl::model::NamespacedName;
 use sluice_ctrl::source::{Kind, ObjectKey};
 use tokio::sync::{mpsc, watch};
 
@@ -62,6 +66,8 @@ pub struct Verdict {
     pub programmed: bool,
     /// Why not.
     pub why_not: Option<String>,
+    /// Load-balancer addresses that Services should have out of our pools.
+    pub balanced: Arc<BTreeMap<NamespacedName, Vec<IpAddr>>>,
 }
 
 /// An event about an object.
@@ -188,6 +194,8 @@ impl Writer {
     }
 
     async fn write(&self, verdict: &Verdict, events: &mut Events, elector: Option<&Elector>) {
+        // First: somebody waits for them.
+        self.balance(verdict, events, elector).await;
         for refusal in &verdict.refusals {
             let reason = match refusal.effect {
                 Some(Effect::FailedClosed) => "FailedClosed",
@@ -237,6 +245,65 @@ impl Writer {
         }
     }
 
+    /// Gives Services the addresses they should have, and takes back what is no more theirs.
+    async fn balance(&self, verdict: &Verdict, events: &mut Events, elector: Option<&Elector>) {
+        let mut wanted: Vec<(ObjectKey, Option<String>, Vec<String>)> = Vec::new();
+        {
+            let store = self.store.borrow();
+            let key = |name: &NamespacedName| ObjectKey {
+                kind: Kind::Service,
+                namespace: name.namespace.clone(),
+                name: name.name.clone(),
+            };
+            for (name, addresses) in verdict.balanced.iter() {
+                let Some(known) = store.get(&key(name)) else { continue };
+                let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+                let version = match &known.ingress {
+                    Some(there) if !there.ours && !there.addresses.is_empty() || there.addresses == addresses => {
+                        continue;
+                    }
+                    there => there.as_ref().map(|there| there.version.clone()),
+                };
+                wanted.push((key(name), version, addresses));
+            }
+            for (key, known) in store.of_kind(Kind::Service) {
+                let Some(there) = known.ingress.as_ref().filter(|there| there.ours) else { continue };
+                let name = NamespacedName::new(key.namespace.clone(), key.name.clone());
+                if !verdict.balanced.contains_key(&name) {
+                    wanted.push((key.clone(), Some(there.version.clone()), Vec::new()));
+                }
+            }
+        }
+        for (key, version, addresses) in wanted {
+            if !elector.is_some_and(Elector::holds) {
+                return;
+            }
+            if events.balanced(&key, &addresses) {
+                continue;
+            }
+            // An apply that does not name the list any more takes it away, as far as it is ours.
+            let ingress: Vec<Value> = addresses.iter().map(|ip| json!({"ip": ip})).collect();
+            let balancer = if ingress.is_empty() { json!({}) } else { json!({"ingress": ingress}) };
+            let mut metadata = json!({"name": key.name, "namespace": key.namespace});
+            if let Some(version) = version {
+                metadata["resourceVersion"] = version.into();
+            }
+            let body = json!({
+                "apiVersion": "v1", "kind": "Service", "metadata": metadata, "status": {"loadBalancer": balancer},
+            });
+            let path = Request::new(format!("/api/v1/namespaces/{}/services", key.namespace));
+            // Not by force: what somebody else has written meanwhile is his.
+            let request =
+                path.patch_subresource("status", &key.name, &PatchParams::apply(MANAGER), &Patch::Apply(body));
+            match self.connection.ask::<Value>(request).await {
+                Ok(_) => events.gave(key, addresses),
+                Err(ApiError::NotFound(_) | ApiError::Conflict(_)) => {}
+                Err(error) => tracing::warn!(%error, %key, "cannot write the load-balancer addresses"),
+            }
+            tokio::time::sleep(PAUSE / 10).await;
+        }
+    }
+
     async fn event(&self, events: &mut Events, note: &Note) {
         let uid = self.store.borrow().get(&note.key).map(|k| k.uid.clone()).unwrap_or_default();
         let name = event_name(note, &uid);
@@ -283,6 +350,7 @@ struct Events {
     /// When each was sent last, and how often.
     sent: HashMap<String, (Instant, u32)>,
     status: HashMap<ObjectKey, (i64, Vec<Value>, Instant)>,
+    given: HashMap<ObjectKey, (Vec<String>, Instant)>,
 }
 
 impl Events {
@@ -312,6 +380,16 @@ impl Events {
             *g == generation && equal && at.elapsed() < ECHO
         };
         self.status.get(key).is_some_and(same)
+    }
+
+    /// Whether a Service was given these addresses and the echo is still on the way.
+    fn balanced(&self, key: &ObjectKey, addresses: &[String]) -> bool {
+        self.given.get(key).is_some_and(|(given, at)| given == addresses && at.elapsed() < ECHO)
+    }
+
+    fn gave(&mut self, key: ObjectKey, addresses: Vec<String>) {
+        self.given.retain(|_, (_, at)| at.elapsed() < ECHO);
+        self.given.insert(key, (addresses, Instant::now()));
     }
 
     fn wrote(&mut self, key: ObjectKey, generation: i64, conditions: Vec<Value>) {

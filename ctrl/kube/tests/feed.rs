@@ -298,7 +298,7 @@ fn status_events_and_the_nodes_condition_are_written_once() {
         why: "unknown field".into(),
         effect: Some(sluice_ctrl::import::Effect::FailedClosed),
     };
-    let verdict = Verdict { refusals: vec![refusal], programmed: true, why_not: None };
+    let verdict = Verdict { refusals: vec![refusal], programmed: true, ..Verdict::default() };
     source.judge(verdict.clone());
     let node = wait_for("the taint is removed", || {
         setup.fake.get("api/v1/nodes", "", "node-a").filter(|n| n["spec"]["taints"].as_array().unwrap().len() == 1)
@@ -349,6 +349,64 @@ fn status_events_and_the_nodes_condition_are_written_once() {
         let gateway = setup.fake.get(GATEWAYS, "", "good")?;
         (gateway["status"]["conditions"][0]["observedGeneration"] == gateway["metadata"]["generation"]).then_some(())
     });
+}
+
+#[test]
+fn load_balancer_addresses_are_written_where_they_are_ours_to_give_and_taken_back_where_they_are_no_more() {
+    let balancer = |name: &str, ingress: &[&str]| {
+        let ingress: Vec<Value> = ingress.iter().map(|ip| json!({"ip": ip})).collect();
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop"},
+            "spec": {"type": "LoadBalancer", "clusterIP": "10.96.0.1", "ports": [{"port": 80}]},
+            "status": {"loadBalancer": {"ingress": ingress}}})
+    };
+    let setup = Setup::new(None);
+    // Somebody else has given one; two wait.
+    for object in [balancer("foreign", &["203.0.113.7"]), balancer("ours", &[]), balancer("both", &[])] {
+        setup.fake.apply(object);
+    }
+    let setup = setup.started();
+    setup.wait_equal("in sync");
+    let source = setup.source.as_ref().unwrap();
+    let judge = |given: &[(&str, &[&str])]| {
+        let all = given.iter().map(|(name, ips)| {
+            let name = sluice_ctrl::model::NamespacedName::new("shop", *name);
+            (name, ips.iter().map(|ip| ip.parse().unwrap()).collect())
+        });
+        source.judge(Verdict { programmed: true, balanced: Arc::new(all.collect()), ..Verdict::default() });
+    };
+    let ingress = |name: &str| {
+        let service = setup.fake.get("api/v1/services", "shop", name).unwrap();
+        let list =
+            service.pointer("/status/loadBalancer/ingress").and_then(Value::as_array).cloned().unwrap_or_default();
+        list.iter().map(|entry| text(&entry["ip"])).collect::<Vec<_>>()
+    };
+    let becomes = |name: &str, wanted: &[&str]| {
+        wait_for(&format!("{name}: {wanted:?}"), || (ingress(name) == wanted).then_some(()));
+    };
+    judge(&[("foreign", &["192.0.2.80"]), ("ours", &["192.0.2.81"]), ("both", &["192.0.2.82", "2001:db8::82"])]);
+    becomes("ours", &["192.0.2.81"]);
+    becomes("both", &["192.0.2.82", "2001:db8::82"]);
+    assert_eq!(ingress("foreign"), ["203.0.113.7"], "somebody else's address stays");
+    // The pool gave it another, and takes the other Service's back.
+    judge(&[("foreign", &["192.0.2.80"]), ("ours", &["192.0.2.91"])]);
+    becomes("ours", &["192.0.2.91"]);
+    becomes("both", &[]);
+    // MetalLB writes over one of ours: it is his from then on, also when it is no more ours to give.
+    let mut taken = setup.fake.get("api/v1/services", "shop", "ours").unwrap();
+    taken["status"]["loadBalancer"]["ingress"] = json!([{"ip": "198.51.100.1"}]);
+    taken["metadata"].as_object_mut().unwrap().remove("managedFields");
+    setup.fake.apply(taken);
+    setup.wait("it was seen", |seen| {
+        seen.objects.values().any(|o| o.pointer("/status/loadBalancer/ingress/0/ip") == Some(&json!("198.51.100.1")))
+    });
+    let writes =
+        || setup.fake.with(|w| w.requests.iter().filter(|(m, p)| m == "PATCH" && p.contains("services")).count());
+    let before = writes();
+    judge(&[("foreign", &["192.0.2.80"]), ("ours", &["192.0.2.91"])]);
+    judge(&[]);
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!((ingress("ours"), ingress("foreign")), (vec!["198.51.100.1".into()], vec!["203.0.113.7".into()]));
+    assert_eq!(writes(), before, "and nothing is written about it");
 }
 
 /// The same end to end against whatever cluster the environment names; on CI usually none, which is said.

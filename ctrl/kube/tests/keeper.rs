@@ -135,7 +135,7 @@ fn a_session_that_ran_out_unnoticed_is_begun_anew_and_its_addresses_are_written_
 #[test]
 fn a_server_that_forbids_leases_is_told_of() {
     let mut setup = Setup::new();
-    setup.fake.with(|world| drop(world.faults.forbidden.insert("leases".to_owned())));
+    setup.fake.with(|world| world.faults.forbidden.insert("leases".to_owned()));
     let a = setup.keeper("a");
     a.wish(wish(&[50]));
     wait("it is denied", || a.held().denied.is_some_and(|why| why.contains("leases")));

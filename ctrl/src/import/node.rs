@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{At, Effect, Report, annotations, labels, own_annotation, version};
 use crate::model::Node;
-use crate::model::node::VTEP_MAC_ANNOTATION;
+use crate::model::node::{LEAVING_TAINT, VTEP_MAC_ANNOTATION};
 use crate::source::Kind;
 
 /// Imports a node; values that cannot be read are left out.
@@ -33,6 +33,7 @@ pub(super) fn import(name: &str, root: &At<'_>, report: &mut Report) -> Node {
         pod_cidrs: pod_cidrs(&spec, report),
         vtep_mac,
         ready: condition(&status, "Ready", report),
+        leaving: !metadata.get("deletionTimestamp").is_absent() || is_to_be_deleted(&spec, report),
     };
     for entry in report.field(status.get("addresses").list()).unwrap_or_default() {
         match report.optional(entry.get("type").text()) {
@@ -73,6 +74,12 @@ pub(super) fn condition(status: &At<'_>, name: &str, report: &mut Report) -> Opt
     let list = report.field(conditions.list()).unwrap_or_default();
     let condition = list.iter().find(|c| c.get("type").value() == name)?;
     Some(condition.get("status").value() == "True")
+}
+
+fn is_to_be_deleted(spec: &At<'_>, report: &mut Report) -> bool {
+    let field = spec.get("taints");
+    let taints = report.field(field.list()).unwrap_or_default();
+    taints.iter().any(|taint| taint.get("key").value() == LEAVING_TAINT)
 }
 
 fn parse_mac(text: &str) -> Option<[u8; 6]> {
@@ -131,6 +138,19 @@ status:
         assert_eq!(node.pod_cidrs, vec!["10.244.1.0/24".parse::<IpNet>().unwrap()]);
         assert_eq!(node.ready, None);
         assert_eq!(node.zone(), None);
+    }
+
+    #[test]
+    fn a_node_that_is_being_deleted_or_bears_the_autoscalers_taint_is_leaving() {
+        let leaving = |more: &str, spec: &str| {
+            cluster(&format!("{{apiVersion: v1, kind: Node, metadata: {{name: n{more}}}, spec: {{{spec}}}}}")).nodes["n"].leaving
+        };
+        assert!(!leaving("", "taints: [{key: other, effect: NoSchedule}]"));
+        assert!(leaving(
+            "",
+            "taints: [{key: ToBeDeletedByClusterAutoscaler, value: '1790000000', effect: NoSchedule}]"
+        ));
+        assert!(leaving(", deletionTimestamp: '2026-01-01T00:00:00Z'", ""));
     }
 
     #[test]

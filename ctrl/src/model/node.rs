@@ -14,6 +14,9 @@ pub const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 /// The annotation that gives a foreign tunnel endpoint's MAC.
 pub const VTEP_MAC_ANNOTATION: &str = "sluicegate.dev/vtep-mac";
 
+/// The taint by which the cluster autoscaler says that a node will be deleted.
+pub const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
+
 /// A node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Node {
@@ -33,6 +36,8 @@ pub struct Node {
     pub vtep_mac: Option<[u8; 6]>,
     /// The condition `Ready`, where there is one.
     pub ready: Option<bool>,
+    /// It is being deleted, or bears [`LEAVING_TAINT`].
+    pub leaving: bool,
 }
 
 impl Node {

@@ -295,6 +295,7 @@ prop_compose! {
                 pod_cidrs: vec![format!("10.244.{at}.0/24").parse().unwrap()],
                 vtep_mac: None,
                 ready: None,
+                leaving: false,
             };
             cluster.nodes.insert(node.name.clone(), Arc::new(node));
         }

@@ -10,17 +10,25 @@
 //! ```
 //! Invariants: fixed size; each word is one atomic, nobody waits. Two workers that write one place at once leave a client
 //! to the choice by hash once, which is where it began. A full pair of buckets gives up the client that was silent
-//! longest. Time-outs are the asker's, so a Service may change its own at any time. Cost: two cache lines.
+//! longest. Time-outs are the asker's, so a Service may change its own at any time. The buckets may lie in a file behind a
+//! [`ClientsHeader`] (`docs/adr/0023`), where the next process finds its clients. Cost: two cache lines.
 
-use sluice_tables::stable_hash::mix;
+use crate::flow::Tuple;
+use crate::nodes::plan::flow_hash;
+use sluice_port::Mapped;
+use sluice_tables::Address;
+use sluice_tables::services::tag_of;
+use sluice_tables::stable_hash::{mix, stable_hash};
 use std::sync::atomic::{AtomicU64, Ordering};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Places in a bucket: one cache line.
 const WAYS: usize = 4;
 /// Clients remembered unless told otherwise: 2 MB.
 pub const CLIENTS: usize = 131_072;
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, FromBytes, IntoBytes)]
+#[repr(C)]
 struct Place {
     /// 0: free.
     client: AtomicU64,
@@ -28,14 +36,62 @@ struct Place {
     choice: AtomicU64,
 }
 
-#[derive(Debug, Default)]
-#[repr(align(64))]
-struct Bucket([Place; WAYS]);
+/// Places side by side: one cache line.
+#[derive(Debug, Default, FromBytes, IntoBytes)]
+#[repr(C, align(64))]
+pub struct Bucket([Place; WAYS]);
+
+/// Where the buckets are.
+enum Buckets {
+    Plain(Box<[Bucket]>),
+    InFile(Mapped<Bucket>),
+}
+
+impl std::fmt::Debug for Buckets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (place, buckets) = match self {
+            Buckets::Plain(buckets) => ("Plain", buckets.len()),
+            Buckets::InFile(buckets) => ("InFile", buckets.len()),
+        };
+        write!(f, "{place}({buckets})")
+    }
+}
 
 /// The clients of a node's Services.
 #[derive(Debug)]
 pub struct Affinity {
-    buckets: Box<[Bucket]>,
+    buckets: Buckets,
+}
+
+/// The first bytes of a file that clients lie in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ClientsHeader {
+    magic: [u8; 8],
+    /// Fingerprint of what a place's numbers mean.
+    layout: u64,
+    /// The kernel's run: seconds are counted from its start.
+    boot: [u8; 16],
+}
+
+impl ClientsHeader {
+    /// Where buckets begin: on a page boundary of any size that a file system has here.
+    pub const BUCKETS_AT: u64 = 2 << 20;
+
+    /// The header of this program's clients.
+    pub fn new(boot: [u8; 16]) -> ClientsHeader {
+        let tuple = Tuple {
+            source: Address::v4([1, 2, 3, 4]),
+            destination: Address::v6([7; 16]),
+            source_port: 0x1122,
+            destination_port: 0x3344,
+            protocol: 17,
+        };
+        // Made by the code that makes real ones: another hash or another place for a field is another layout.
+        let (client, tag) = (Client::new(flow_hash(&tuple), 0x5152_5354), tag_of(tuple.destination));
+        let mut sample = Place { client: client.0.into(), choice: Affinity::choice(tag, 0x6162_6364).into() };
+        ClientsHeader { magic: *b"SLUICECL", layout: stable_hash(&(&*sample.as_mut_bytes(), WAYS as u64)), boot }
+    }
 }
 
 impl Default for Affinity {
@@ -58,14 +114,35 @@ impl Client {
 impl Affinity {
     /// Room for about so many clients, rounded up to a power of two.
     pub fn new(clients: usize) -> Affinity {
-        let buckets = clients.div_ceil(WAYS).next_power_of_two();
-        Affinity { buckets: (0..buckets).map(|_| Bucket::default()).collect() }
+        Affinity { buckets: Buckets::Plain((0..Self::buckets_for(clients)).map(|_| Bucket::default()).collect()) }
+    }
+
+    /// Buckets for so many clients: a power of two.
+    pub fn buckets_for(clients: usize) -> usize {
+        clients.div_ceil(WAYS).next_power_of_two()
+    }
+
+    /// Over the buckets of a file, with the clients that are in it; none where they are no power of two.
+    pub fn over(buckets: Mapped<Bucket>) -> Option<Affinity> {
+        buckets.len().is_power_of_two().then_some(Affinity { buckets: Buckets::InFile(buckets) })
+    }
+
+    fn buckets(&self) -> &[Bucket] {
+        match &self.buckets {
+            Buckets::Plain(buckets) => buckets,
+            Buckets::InFile(buckets) => buckets,
+        }
+    }
+
+    fn choice(tag: u32, now: u32) -> u64 {
+        u64::from(tag) << 32 | u64::from(now.max(1))
     }
 
     fn places(&self, client: Client) -> impl Iterator<Item = &Place> {
-        let mask = self.buckets.len() as u64 - 1;
+        let buckets = self.buckets();
+        let mask = buckets.len() as u64 - 1;
         let (first, second) = (client.0 & mask, (client.0 >> 32) & mask);
-        let of = |at: u64| self.buckets.get(at as usize).map_or(&[][..], |b| &b.0[..]);
+        let of = |at: u64| buckets.get(at as usize).map_or(&[][..], |b| &b.0[..]);
         of(first).iter().chain(of(second).iter().filter(move |_| first != second))
     }
 
@@ -79,7 +156,7 @@ impl Affinity {
 
     /// The client has this backend now, and has just asked.
     pub fn remember(&self, client: Client, tag: u32, now: u32) {
-        let choice = u64::from(tag) << 32 | u64::from(now.max(1));
+        let choice = Self::choice(tag, now);
         if let Some(place) = self.places(client).find(|p| p.client.load(Ordering::Acquire) == client.0) {
             place.choice.store(choice, Ordering::Release);
             return;
@@ -122,6 +199,27 @@ mod tests {
         assert_eq!(table.recall(client(1), 161, 60), Some(7), "asking refreshes");
         assert_eq!(table.recall(client(2), 100, 60), None);
         assert_eq!(table.recall(client(1), 86_560, 86_400), Some(7), "a day");
+    }
+
+    #[test]
+    fn clients_in_a_file_are_found_by_the_next_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || {
+            let path = folder.path().join("clients");
+            let file =
+                std::fs::OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).unwrap();
+            let mut buckets = Mapped::<Bucket>::in_file(file.into(), 4096, Affinity::buckets_for(64)).unwrap();
+            assert!(buckets.reserve(Affinity::buckets_for(64)));
+            Affinity::over(buckets).unwrap()
+        };
+        let table = open();
+        (0..40).for_each(|n| table.remember(client(n), n as u32, 100));
+        let before: Vec<_> = (0..40).map(|n| table.recall(client(n), 160, 60)).collect();
+        drop(table);
+        let again = open();
+        assert_eq!((0..40).map(|n| again.recall(client(n), 160, 60)).collect::<Vec<_>>(), before);
+        assert!(before.iter().flatten().count() > 20);
+        assert_ne!(ClientsHeader::new([1; 16]), ClientsHeader::new([2; 16]), "another boot's seconds mean nothing");
     }
 
     #[test]

@@ -73,7 +73,12 @@ const ICMP_PER_SECOND: u64 = 1000;
 impl Shared {
     /// For a node with room for `max_flows` connections.
     pub fn new(max_flows: u32) -> Arc<Self> {
-        Arc::new(Shared { max_flows: AtomicU32::new(max_flows), ..Shared::default() })
+        Shared::with_clients(max_flows, Affinity::default())
+    }
+
+    /// The same, with clients that an earlier process left.
+    pub fn with_clients(max_flows: u32, affinity: Affinity) -> Arc<Self> {
+        Arc::new(Shared { max_flows: AtomicU32::new(max_flows), affinity, ..Shared::default() })
     }
 
     /// Whether another ICMP error may be sent now: a token bucket of one second's worth.

@@ -183,6 +183,67 @@ def no_local(s, way, fam):
         )
 
 
+# KEP-1669: judged for this node and for the cluster separately.
+STATES = {
+    "a terminating pod here and a ready one elsewhere": ("terminating", "ready"),
+    "a terminating pod elsewhere alone": (None, "terminating"),
+    "pods that do not serve": ("gone", "gone"),
+}
+
+
+def ending(fam, here, elsewhere):
+    """The slices of the Service `shop` with a pod of this node and one of another, in these states."""
+    conditions = {"ready": "ready: true", "terminating": "ready: false, serving: true, terminating: true",
+                  "gone": "ready: false, serving: false, terminating: true"}
+    both = ((POD_A, "node-a", here), (POD_C, "node-b", elsewhere))
+    endpoints = "".join(f'- addresses: [ "{fam.at(pod)}" ]\n  nodeName: {node}\n  conditions: {{ {conditions[state]} }}\n'
+                        for pod, node, state in both if state)
+    return f"""
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{ name: shop-{str(fam).lower()}, namespace: default, labels: {{ kubernetes.io/service-name: shop }} }}
+addressType: {"IPv6" if fam.six else "IPv4"}
+ports: [ {{ name: tcp-80, protocol: TCP, port: 8080 }} ]
+endpoints:
+{endpoints}"""
+
+
+@each("With externalTrafficPolicy Local and {0} clients of a {1} and pods each get what is left to them over {2}", list(STATES), WAYS, FAMILIES)
+def ends(s, case, way, fam):
+    bare = shop("", more=LOCAL).replace("  selector: {  }\n", "")
+    s.given(WORLD, bare, ending(fam, *STATES[case]))
+    front, vip = way.address(fam), VIP[fam.six]
+    outside = NODE_A.hears(fam.ip(fam.outside, front) / TCP_.opens(44000, way.port))
+    if STATES[case][0] == "terminating":
+        s.send("uplink0", outside).forwarded(
+            POD_A.port, POD_A.gets(fam.ip(fam.outside, POD_A, 63) / TCP_.opens(44000, 8080))
+        )
+    elif STATES[case][1] == "terminating":
+        s.send("uplink0", outside).dropped("NoLocalBackend")
+    else:
+        syn = fam.ip(fam.outside, front) / TCP_.opens(44000, way.port)
+        s.send("uplink0", outside).replied(NODE_A.sends(reset(fam, front, fam.outside, syn)), reason="NoBackend")
+    syn = fam.ip(POD_B, vip) / TCP_.opens(33000, 80)
+    inside = s.send(POD_B.port, POD_B.sends(syn))
+    if STATES[case][1] == "gone":
+        inside.replied(POD_B.gets(reset(fam, vip, POD_B, syn)), reason="NoBackend")
+    else:
+        inside.forwarded("uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_B, POD_C, 63) / TCP_.opens(33000, 8080)))
+
+
+@each("loadBalancerSourceRanges hold for pods of the cluster too, over {0}", FAMILIES)
+def ranges_inside(s, fam):
+    own = f"{fam.at(POD_B)}/{128 if fam.six else 32}"
+    s.given(WORLD, shop("app: c", more=f'  loadBalancerSourceRanges: [ "{own}" ]'))
+    s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, LB[fam.six]) / TCP_.opens(33000, 80))).dropped("SourceRangeDeny")
+    s.send(POD_A.port, POD_A.sends(fam.ip(POD_A, VIP[fam.six]) / TCP_.opens(33001, 80))).forwarded(
+        "uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_A, POD_C, 63) / TCP_.opens(33001, 8080))
+    )
+    s.send(POD_B.port, POD_B.sends(fam.ip(POD_B, LB[fam.six]) / TCP_.opens(33000, 80))).forwarded(
+        "uplink0", tunnel(NODE_A, NODE_B, fam.ip(POD_B, POD_C, 63) / TCP_.opens(33000, 8080))
+    )
+
+
 @each("A pod may use all endpoints of a Local Service by its external address over {0}", FAMILIES)
 def pod_to_local(s, fam):
     s.given(WORLD, shop("app: c", more=LOCAL))

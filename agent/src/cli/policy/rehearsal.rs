@@ -191,5 +191,6 @@ fn nowhere(cluster: &Cluster, config: &Config) -> Node {
         pod_cidrs: config.cidrs.pods.clone(),
         vtep_mac: None,
         ready: None,
+        leaving: false,
     }
 }

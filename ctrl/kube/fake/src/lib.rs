@@ -2,9 +2,10 @@
 //!
 //! It stores any object of any collection. What it keeps to: lists with `limit` and `continue`, watches from a version with
 //! bookmarks and time-outs, 410 for versions that are forgotten, optimistic locking, the status subresource, merge patches and
-//! apply, events and leases like any other object. What it does not: validation, defaulting, field ownership, TLS.
+//! apply, events and leases like any other object. What it does not: validation, defaulting, conflicts between field managers, TLS.
 
 pub mod cluster;
+pub mod managed;
 pub mod server;
 pub mod world;
 

@@ -266,13 +266,14 @@ async fn answer(
         }
         (method @ (Method::POST | Method::PUT | Method::PATCH), _) => {
             let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-            write_answer(&shared, &target, &method, kind, &body)
+            let manager = query(&uri, "fieldManager").unwrap_or_default();
+            write_answer(&shared, &target, &method, kind, &manager, &body)
         }
         _ => refuse(&(405, "MethodNotAllowed", "not here".to_owned())),
     }
 }
 
-fn write_answer(shared: &Shared, target: &Target, method: &Method, kind: &str, body: &[u8]) -> Response {
+fn write_answer(shared: &Shared, target: &Target, method: &Method, kind: &str, manager: &str, body: &[u8]) -> Response {
     let Ok(value) = serde_json::from_slice::<Value>(body) else {
         return refuse(&(400, "BadRequest", "the body is not JSON".to_owned()));
     };
@@ -295,6 +296,7 @@ fn write_answer(shared: &Shared, target: &Target, method: &Method, kind: &str, b
         body: value,
         merge_lists: strategic,
         apply,
+        manager,
     });
     let version = world.version;
     drop(world);

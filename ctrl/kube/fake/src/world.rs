@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
+use crate::managed;
+
 /// A collection: API prefix and plural, as `apis/discovery.k8s.io/v1/endpointslices` or `api/v1/pods`.
 pub type Collection = String;
 
@@ -112,6 +114,8 @@ pub struct Wanted<'a> {
     pub merge_lists: bool,
     /// Server-side apply.
     pub apply: bool,
+    /// The field manager; empty where the client names none.
+    pub manager: &'a str,
 }
 
 /// The collection an object lives in.
@@ -191,7 +195,8 @@ impl World {
 
     /// A write as a client asks for it; the object as it stands then, and whether it was made.
     pub fn write(&mut self, wanted: Wanted<'_>) -> Result<(Value, bool), Refusal> {
-        let Wanted { how, collection, name, status, body, merge_lists, apply } = wanted;
+        let Wanted { how, collection, name, status, body, merge_lists, apply, manager } = wanted;
+        let applied = apply.then(|| body.clone());
         let old = self.objects.get(collection).and_then(|c| c.get(name)).map(|s| s.value.clone());
         let shown = format!("{} {:?}", collection.rsplit('/').next().unwrap_or_default(), name.1);
         match (how, &old) {
@@ -213,6 +218,12 @@ impl World {
             }
             _ => body,
         };
+        let subresource = if status { "status" } else { "" };
+        if let Some(applied) = &applied {
+            managed::apply(&mut new, old.as_ref(), applied, manager, subresource);
+        } else if let Some(old) = &old {
+            managed::overwrite(&mut new, old);
+        }
         if let Some(old) = &old {
             // Each of the two ways leaves the other's part alone.
             let kept = if status { ["spec", "type"] } else { ["status", ""] };

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+pub use self::balancers::Balance;
 use self::balancers::balancers;
 use self::slices::endpoint_slices;
 use super::{

@@ -11,7 +11,7 @@ mod icmp;
 mod ingress;
 mod inherit;
 pub(crate) mod plain;
-mod plan;
+pub(crate) mod plan;
 mod revalidate;
 mod send;
 mod service;
