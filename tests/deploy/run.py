@@ -131,9 +131,13 @@ def check_rbac(title, objects):
     }
     allowed = {
         ("egressgateways/status", "patch"), ("ippools/status", "patch"), ("nodes/status", "patch"), ("nodes", "patch"),
-        ("events", "create"), ("events", "patch"),
+        ("events", "create"), ("events", "patch"), ("services/status", "patch"),
     }
     check(f"{title}: writes are status, events and the node's taint alone", writes <= allowed, str(writes - allowed))
+    own = [r for o in objects if o["kind"] == "Role" for r in o["rules"]]
+    leases = [sorted(r["verbs"]) for r in own if r["resources"] == ["leases"]]
+    check(f"{title}: in its own namespace the agent may touch Leases alone, and not watch them",
+          len(own) == 1 and leases == [["create", "delete", "get", "list", "update"]], str(own))
     secrets = [r for r in rules if {"secrets", "configmaps"} & set(r["resources"])]
     check(f"{title}: no Secret and no ConfigMap is read through the API", not secrets)
 
