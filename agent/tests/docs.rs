@@ -299,5 +299,5 @@ fn decisions_are_numbered_listed_and_say_what_they_close() {
         }
     }
     numbers.sort_unstable();
-    assert_eq!(numbers, (1..=numbers.len()).collect::<Vec<_>>());
+    assert!(numbers.windows(2).all(|pair| pair[0] < pair[1]), "a number twice: {numbers:?}");
 }

@@ -218,6 +218,7 @@ impl Queue for Faulty {
             tx_bytes: inner.tx_bytes + self.tx.dropped_bytes + self.tx.bytes(),
             tx_full: inner.tx_full - self.retried + self.refused,
             tx_errors: inner.tx_errors + self.unsendable,
+            ..inner
         }
     }
 

@@ -68,6 +68,10 @@ pub struct PortStats {
     pub tx_full: u64,
     /// Frames the device refused for another cause (too long, link down); they are freed and counted here.
     pub tx_errors: u64,
+    /// Frames received by a copy that other devices of the kind do without: the device has memory of its own.
+    pub rx_copied: u64,
+    /// Frames sent by such a copy.
+    pub tx_copied: u64,
 }
 
 /// How a port runs, shown in `port_mode_info` and `sluice status`.
