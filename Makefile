@@ -11,7 +11,7 @@ export PYTHON
 export PYTHONDONTWRITEBYTECODE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test lint fmt bench bench-tap bench-compare bench-control image install clean
+.PHONY: help setup build demo test lint fmt bench bench-tap bench-compare bench-control bench-dpdk image install clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -43,6 +43,12 @@ bench-tap: build ## TCP between two pods of a node, beside the kernel routing th
 bench-compare: build ## packets, TCP, connections and latency beside the kernel and dpdk-testpmd (BENCH_ARGS="--rounds 5")
 	@scripts/setup.sh bench
 	@$(PYTHON) benches/compare/run.py --bin-dir $(TARGET)/release --out $(TARGET)/bench-compare $(BENCH_ARGS)
+
+bench-dpdk: build ## our DPDK driver beside dpdk-testpmd on the same devices
+	@scripts/setup.sh dpdk
+	@scripts/setup.sh bench
+	cargo bench -p sluice-dpdk --features dpdk --bench forward --no-run
+	@$(PYTHON) benches/compare/dpdk.py
 
 image: ## container image (IMAGE=NAME), by docker, podman or buildah
 	@scripts/image.sh

@@ -3,6 +3,7 @@
 
     make demo                          build, run, clean up; exit code 0 only if every check holds
     demo/run.py --only 'NodePort'      the checks whose title matches
+    demo/run.py --uplink dpdk          the same with uplinks on DPDK, over its net_af_xdp
     demo/run.py --keep                 leave it running afterwards, and say how to look around
     demo/run.py --clean                take down what --keep left
 """
@@ -24,7 +25,7 @@ import baseline
 import checks
 import plan
 from namespaces import run
-from topology import HERE, Cluster
+from topology import HERE, Cluster, on_dpdk
 
 TOOLS = ("ip", "bridge", "nsenter", "setsid", "curl", "ping", "iperf3", "ss", "sysctl")
 
@@ -32,11 +33,32 @@ TOOLS = ("ip", "bridge", "nsenter", "setsid", "curl", "ping", "iperf3", "ss", "s
 class Demo(Cluster):
     """The demo's cluster, running."""
 
-    def __init__(self, bin_dir):
-        configs = {node.name: f"{HERE}/{node.name}.yaml" for node in plan.NODES}
+    def __init__(self, bin_dir, uplink="af_xdp"):
+        self.uplink = uplink
+        folder = f"{plan.RUN_DIR}/config" if uplink == "dpdk" else HERE
+        configs = {node.name: f"{folder}/{node.name}.yaml" for node in plan.NODES}
         super().__init__("sg-", plan.RUN_DIR, bin_dir, plan.NODES, plan.PODS, configs)
         self.manifests = f"{plan.RUN_DIR}/cluster"
         self.results, self.speeds = {}, {}
+
+    def join_segment(self, namespace, addresses):
+        if self.uplink != "dpdk":
+            super().join_segment(namespace, addresses)
+        elif namespace in [node.namespace for node in self.nodes.values()]:
+            self.join_segment_by_dpdk(namespace, addresses)
+        else:
+            super().join_segment(namespace, addresses)
+            # Nobody tells DPDK which checksums a kernel left to its device.
+            namespace.run("ethtool", "-K", "eth0", "tx", "off")
+
+    def write_configs(self):
+        """The nodes' configurations with DPDK for the uplink."""
+        for node in self.nodes.values():
+            os.makedirs(os.path.dirname(node.config), exist_ok=True)
+            with open(f"{HERE}/{node.name}.yaml", encoding="utf-8") as file:
+                text = on_dpdk(file.read())
+            with open(node.config, "w", encoding="utf-8") as file:
+                file.write(text)
 
     def namespaces(self):
         return [*super().namespaces(), *baseline.namespaces(self.prefix)]
@@ -46,6 +68,8 @@ class Demo(Cluster):
             self.program(program)
         say("two nodes, a kernel node and a host outside on one segment")
         self.make_fabric()
+        if self.uplink == "dpdk":
+            self.write_configs()
         shutil.copytree(f"{HERE}/cluster", self.manifests)
         self.add_outside(plan.GATEWAY, plan.OUTSIDE)
         self.add_kernel_node(plan.KERNEL, plan.KERNEL_MAC, plan.KERNEL_POD)
@@ -166,6 +190,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin-dir", default=f"{HERE}/../target/release", help="where sluiced, sluice, sluice-cni are")
     parser.add_argument("--only", metavar="REGEX", default="", help="the checks whose title matches")
+    parser.add_argument("--uplink", choices=("af_xdp", "dpdk"), default="af_xdp",
+                        help="what drives the nodes' uplinks; dpdk needs programs built with that feature")
     parser.add_argument("--keep", action="store_true", help="leave it running")
     parser.add_argument("--clean", action="store_true", help="only take down what an earlier run left")
     options = parser.parse_args()
@@ -181,7 +207,7 @@ def main():
         return 1
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop_on_signal)
-    demo, start, code = Demo(options.bin_dir), time.monotonic(), 1
+    demo, start, code = Demo(options.bin_dir, options.uplink), time.monotonic(), 1
     demo.take_down(with_agent=False)
     if options.clean:
         return 0

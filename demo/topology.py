@@ -21,6 +21,7 @@ from namespaces import CommandFailed, Namespace, Processes, run, wait_until
 HERE = os.path.dirname(os.path.abspath(__file__))
 VNI = 4096
 VXLAN_PORT = 4789
+DPDK_DEVICE = "net_af_xdp0,iface=wire0,busy_budget=0"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ def tunnel_mac(node):
     """The MAC of a node's tunnel end: 02:00 and its IPv4 InternalIP."""
     packed = ipaddress.ip_address(of_family(node.addresses, 4)).packed
     return "02:00:" + ":".join(f"{b:02x}" for b in packed)
+
+
+def on_dpdk(config):
+    """A node's configuration with its uplink on DPDK, whose device is the kernel's interface `wire0`."""
+    return config.replace("driver: af_xdp", f'driver: dpdk, device: "{DPDK_DEVICE}"')
 
 
 class Node:
@@ -216,6 +222,20 @@ class Cluster:
         number = len(self.fabric.ip("-o", "link", "show").stdout.splitlines())
         self.fabric.ip("link", "add", f"port{number}", "type", "veth", "peer", "name", "eth0", "netns", namespace.name)
         self.fabric.ip("link", "set", f"port{number}", "master", "br0", "up")
+        for address in addresses:
+            length = 24 if family(address) == 4 else 64
+            namespace.ip("address", "add", f"{address}/{length}", "dev", "eth0", *no_dad(address))
+        namespace.ip("link", "set", "eth0", "up")
+
+    def join_segment_by_dpdk(self, namespace, addresses):
+        """As [`join_segment`] for a node whose uplink is DPDK's: the device is `wire0`, and `eth0`, with the addresses, is the
+        TAP that its kernel gets in its place."""
+        Cluster.join_segment(self, namespace, ())
+        namespace.ip("link", "set", "eth0", "down")
+        namespace.ip("link", "set", "eth0", "name", "wire0")
+        namespace.sysctl("net.ipv6.conf.wire0.disable_ipv6", 1)
+        namespace.ip("link", "set", "wire0", "up")
+        namespace.ip("tuntap", "add", "eth0", "mode", "tap")
         for address in addresses:
             length = 24 if family(address) == 4 else 64
             namespace.ip("address", "add", f"{address}/{length}", "dev", "eth0", *no_dad(address))

@@ -45,6 +45,19 @@ dpdk-testpmd dpdk-dev
 "
 fi
 
+# `setup.sh dpdk`: also what the feature `dpdk` and its tests need, where the distribution has it.
+if [ "${1:-}" = dpdk ]; then
+    if [ ! -e /usr/share/doc/libdpdk-dev ] && ! apt-cache show libdpdk-dev >/dev/null 2>&1; then
+        echo "setup: this distribution has no DPDK (libdpdk-dev); what needs it is left out"
+        exit 0
+    fi
+    wanted="$wanted
+/usr/share/doc/libdpdk-dev libdpdk-dev
+/usr/share/doc/libclang-dev libclang-dev
+dpdk-testpmd dpdk-dev
+"
+fi
+
 # Root's tools are not always on the path of a plain shell.
 export PATH="$HOME/.cargo/bin:$PATH:/usr/sbin:/sbin"
 

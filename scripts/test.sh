@@ -26,6 +26,14 @@ step "replay stories" "$python" tests/replay/run.py --sluice "$target/debug/slui
 step "end to end" "$python" tests/e2e/run.py --bin-dir "$target/debug"
 step "deployment" "$python" tests/deploy/run.py --bin-dir "$target/debug"
 step "gateways" "$python" tests/e2e/gateways.py --bin-dir "$target/debug"
+step "dpdk packages" scripts/setup.sh dpdk
+if pkg-config --exists libdpdk; then
+    with="--features sluice-agent/dpdk,sluice-dpdk/dpdk"
+    step "dpdk lints" cargo clippy --workspace --all-targets $with -- -D warnings
+    step "dpdk" cargo test -p sluice-dpdk --features dpdk
+    step "dpdk programs" cargo build --workspace --bins $with
+    step "dpdk end to end" "$python" tests/e2e/dpdk.py --bin-dir "$target/debug"
+fi
 step "documentation" env RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --document-private-items --quiet
 
 printf '\n=== summary\n'

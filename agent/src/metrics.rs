@@ -150,6 +150,19 @@ impl Sample {
             bytes.counter(vec![("port", &port.port), ("direction", "rx")], port.rx_bytes)?;
             bytes.counter(vec![("port", &port.port), ("direction", "tx")], port.tx_bytes)?;
         }
+        let help = "Packets through a port whose device has memory of its own";
+        let mut copied = family(to, MetricType::Counter, "sluicegate_copied_packets", help)?;
+        for port in &self.status.ports {
+            copied.counter(vec![("port", &port.name), ("direction", "rx")], port.rx_copied)?;
+            copied.counter(vec![("port", &port.name), ("direction", "tx")], port.tx_copied)?;
+        }
+        let help = "Counters of a DPDK device by its driver's names";
+        let mut device = family(to, MetricType::Counter, "sluicegate_device", help)?;
+        for port in &self.status.ports {
+            for (counter, value) in &port.device {
+                device.counter(vec![("port", &port.name), ("counter", counter)], *value)?;
+            }
+        }
         let mut drops = family(to, MetricType::Counter, "sluicegate_drops", "Packets that ended, by reason and stage")?;
         for (reason, stages) in &self.counters.drops {
             for (stage, count) in stages {

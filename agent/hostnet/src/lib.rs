@@ -24,7 +24,7 @@ mod watch;
 pub use capability::capabilities_missing;
 pub use error::HostError;
 pub use layer3::{GATEWAY_MAC, GATEWAY_V4, GATEWAY_V6, HostInterface, PodInterface, configure_host, configure_pod};
-pub use link::{Interface, delete_link, interface, veth_into};
+pub use link::{Interface, delete_link, interface, raise_link, veth_into};
 pub use neighbour::{Neighbour, neighbours, solicit};
 pub use netns::Netns;
 pub use ports::{reserved_ports, set_reserved_ports, with_reserved};

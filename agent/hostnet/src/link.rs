@@ -66,6 +66,18 @@ pub fn delete_link(ns: &Netns, name: &str) -> Result<bool, HostError> {
     })
 }
 
+/// Sets an interface up with this MAC and MTU; its addresses and routes are left alone.
+///
+/// # Errors
+/// When there is none of that name, or the kernel refuses.
+pub fn raise_link(ns: &Netns, name: &str, mac: [u8; 6], mtu: u32) -> Result<(), HostError> {
+    check_name(name)?;
+    Netlink::within(ns, |netlink| {
+        let link = existing(netlink, "set the interface up", name)?;
+        set(netlink, &link, Some(mac), Some(mtu))
+    })
+}
+
 /// Makes a veth pair: `host_name` in `ns`, set up and silent (no IPv6 address of its own), and `pod_name` in `pod`, still
 /// down. Both ends have `queues` queues each way: native XDP needs as many receive queues as the peer has transmit queues.
 ///

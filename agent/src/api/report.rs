@@ -133,6 +133,13 @@ pub struct PortReport {
     pub tx_full: u64,
     /// Packets that the device refused.
     pub tx_errors: u64,
+    /// Packets received by a copy, since the device has memory of its own.
+    pub rx_copied: u64,
+    /// Packets sent by such a copy.
+    pub tx_copied: u64,
+    /// Counters of a DPDK device by its driver's names, and of its exception path.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub device: BTreeMap<String, u64>,
 }
 
 /// The frame pool.

@@ -37,6 +37,9 @@ pub struct Attachment {
     /// Our end of the pod's veth pair; none where the interface is a TAP device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub veth: Option<String>,
+    /// The pod's fast port, in place of an interface.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fast: Option<super::fast::FastPort>,
     /// Ports of the node that the runtime asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mappings: Vec<PortMapping>,
@@ -196,6 +199,7 @@ mod tests {
             addresses: vec!["10.244.1.5".parse().unwrap()],
             mac: [2, 0, 10, 244, 1, 5],
             veth: None,
+            fast: None,
             mappings: Vec::new(),
             bandwidth: Bandwidth::default(),
         }

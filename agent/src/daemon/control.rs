@@ -4,6 +4,7 @@
 use super::announce::{self, Announcer};
 use super::attachments::Attachments;
 use super::carriers::{Carriers, Topology};
+use super::driven::Driven;
 use super::health_ports::HealthPorts;
 use super::host::{self, Notes};
 use super::observe::Observers;
@@ -15,7 +16,7 @@ use crate::settings;
 use anyhow::Result;
 use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use serde_json::Value;
-use sluice_afxdp::{Program, Steering as ProgramSteering, Umem};
+use sluice_afxdp::{Program, Umem};
 use sluice_cni::protocol::{CniRequest, ErrorBody, Verb};
 use sluice_ctrl::carriers::Outcome;
 use sluice_ctrl::compile::{Knobs, LocalView, Steering};
@@ -149,8 +150,8 @@ pub struct Control {
     pub pool: Arc<FramePool>,
     /// For closing queues on this thread.
     pub cache: PoolCache,
-    /// The uplink's XDP program; it stays on the interface.
-    pub program: Option<Program>,
+    /// What drives the uplink; an XDP program stays on the interface.
+    pub uplink: Option<Driven>,
     /// XDP programs of pods on veth pairs, by port number.
     pub pod_programs: BTreeMap<u16, Program>,
     /// The pool as AF_XDP knows it.
@@ -216,7 +217,7 @@ pub struct Parts {
     pub(crate) cpus: Vec<Option<usize>>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Arc<FramePool>,
-    pub(crate) program: Option<Program>,
+    pub(crate) uplink: Option<Driven>,
     pub(crate) umem: Arc<Umem>,
     pub(crate) uplink_name: String,
     pub(crate) attachments: Attachments,
@@ -251,7 +252,7 @@ impl Control {
             cpus: parts.cpus,
             shared: parts.shared,
             pool: parts.pool,
-            program: parts.program,
+            uplink: parts.uplink,
             pod_programs: BTreeMap::new(),
             umem: parts.umem,
             uplink_name: parts.uplink_name,
@@ -426,35 +427,25 @@ impl Control {
             return;
         }
         self.guarded = Some(Instant::now());
-        if let Some(Err(error)) = self.program.as_mut().map(|program| program.guard(GUARD)) {
-            tracing::error!(%error, "cannot guard the uplink for the next start");
+        if let Some(Err(error)) = self.uplink.as_mut().map(|uplink| uplink.guard(GUARD)) {
+            tracing::error!("{error:#}: cannot guard the uplink for the next start");
         }
     }
 
-    /// Tells the uplink's XDP program what is ours.
+    /// Tells the uplink's driver what is ours.
     pub fn steer(&mut self, steering: &Steering) {
-        let Some(program) = &mut self.program else {
+        let Some(uplink) = self.uplink.as_mut().filter(|_| self.put_back.is_none()) else {
             self.steered = None;
             return;
         };
         if self.steered.as_ref() == Some(steering) {
             return;
         }
-        let list = |set: &BTreeSet<IpAddr>| set.iter().copied().collect::<Vec<_>>();
-        let ports: Vec<(u8, u16)> = steering.node_ports.iter().map(|(_, protocol, port)| (*protocol, *port)).collect();
-        let done = program
-            .set_config(ProgramSteering {
-                vxlan_port: Some(steering.vxlan_port),
-                snat_ports: Some(steering.snat_ports),
-                steer_all: false,
-            })
-            .and_then(|()| program.set_node_addresses(&list(&steering.node_addresses)))
-            .and_then(|()| program.set_owned_addresses(&list(&steering.owned_addresses)))
-            .and_then(|()| program.set_node_ports(&ports));
+        let done = uplink.steer(steering);
         self.steered = done.is_ok().then(|| steering.clone());
         if let Err(error) = done {
-            tracing::error!(%error, "cannot tell the uplink's program what is ours");
-            self.machine_problems.push(error.to_string());
+            tracing::error!("cannot tell the uplink what is ours: {error:#}");
+            self.machine_problems.push(format!("{error:#}"));
         }
     }
 
@@ -679,7 +670,7 @@ impl Control {
         if let Some(keeper) = keeper {
             keeper.leave();
         }
-        self.program = None;
+        self.uplink = None;
         self.pod_programs.clear();
         Ok(())
     }

@@ -36,6 +36,9 @@ pub struct Found {
     /// Interface that an XDP program of ours stays on.
     #[serde(default)]
     pub uplink: Option<String>,
+    /// The TAP of the exception path, if we made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exceptions: Option<String>,
     /// Folder of the flow tables.
     #[serde(default)]
     pub flow_tables: Option<PathBuf>,

@@ -14,6 +14,8 @@ pub mod carriers;
 pub mod cluster;
 pub mod control;
 mod domains;
+pub mod driven;
+pub mod fast;
 pub mod flow_files;
 pub mod guard;
 pub mod health_ports;

@@ -31,8 +31,9 @@ impl Control {
         let (own, mtu) = (&self.netns, u32::from(self.pod_mtu()));
         let taps = side_by_side(wanted, |(attachment, ns)| make_interface(own, attachment, ns, mtu));
         let mut queues: Vec<Result<Box<dyn Queue>>> = Vec::new();
-        for ((attachment, _), tap) in wanted.iter().zip(taps) {
+        for ((attachment, ns), tap) in wanted.iter().zip(taps) {
             queues.push(tap.and_then(|tap| match (tap, &attachment.veth) {
+                _ if attachment.fast.is_some() => self.open_fast_of(attachment, ns),
                 (Some(tap), _) => Ok(Box::new(tap) as Box<dyn Queue>),
                 (None, Some(host)) => Ok(Box::new(self.open_veth(attachment.port, host)?) as Box<dyn Queue>),
                 (None, None) => Err(anyhow!("the pod has neither a TAP device nor a veth pair")),
@@ -98,6 +99,12 @@ impl Control {
         let queue = XskQueue::open(&umem, &mut program, 0, &QueueOptions::default(), &mut self.cache)?;
         self.pod_programs.insert(port, program);
         Ok(queue)
+    }
+
+    /// Opens a pod's fast port.
+    pub(super) fn open_fast_of(&self, attachment: &Attachment, ns: &Netns) -> Result<Box<dyn Queue>> {
+        let port = attachment.fast.as_ref().context("the pod has no fast port")?;
+        self.open_fast(attachment, port, ns)
     }
 
     /// A pod as the tables are to have it.
@@ -188,6 +195,9 @@ impl Control {
 
 /// The pod's interface as it should be; the TAP device's queue, or none for a veth pair.
 fn make_interface(own: &Netns, attachment: &Attachment, ns: &Netns, mtu: u32) -> Result<Option<TapQueue>> {
+    if attachment.fast.is_some() {
+        return Ok(None);
+    }
     let tap = match &attachment.veth {
         None => Some(TapQueue::open(&TapOptions::new(&attachment.ifname).within(Namespace::Fd(ns.as_fd())))?),
         Some(host) => {
@@ -205,6 +215,9 @@ fn make_interface(own: &Netns, attachment: &Attachment, ns: &Netns, mtu: u32) ->
 fn remove_interface(own: &Netns, attachment: &Attachment) -> Result<()> {
     if let Some(host) = &attachment.veth {
         sluice_hostnet::delete_link(own, host)?;
+    }
+    if let Some(fast) = &attachment.fast {
+        return fast.remove();
     }
     // The namespace may be gone with its interface, or its path may name another one.
     if let Ok(ns) = Netns::open(&attachment.netns)

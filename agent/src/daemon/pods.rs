@@ -8,6 +8,7 @@
 use super::attachments::Attachment;
 use super::capabilities::{self, Asked};
 use super::control::{CniCall, Control};
+use super::fast::{self, FastKind, FastPort};
 use crate::api::problem::Problem;
 use serde_json::{Value, json};
 use sluice_cni::prefix::Prefix;
@@ -22,7 +23,7 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Annotation of a Pod: `tap` or `af_xdp`, in place of `ports.pods.driver`.
+/// Annotation of a Pod: `tap` or `af_xdp`, in place of `ports.pods.driver`; `memif` or `vhost-user` for a fast port.
 pub const DRIVER_ANNOTATION: &str = "sluicegate.dev/port-driver";
 /// Port number of the first pod.
 pub const FIRST_POD_PORT: u16 = 2;
@@ -295,6 +296,7 @@ impl Control {
         let Newcomer { name, request, asked, .. } = newcomer;
         let mac = asked.mac.or_else(|| derived_mac(&addresses));
         let mac = mac.ok_or_else(|| refuse(ErrorCode::IO, format!("{name} has no address"), ""))?;
+        let fast = self.fast_port(name, request)?;
         let port = self.attachments.free_port(FIRST_POD_PORT);
         let port = port.ok_or_else(|| refuse(ErrorCode::TRY_AGAIN_LATER, "no port number is free", ""))?;
         Ok(Attachment {
@@ -307,7 +309,8 @@ impl Control {
             port,
             addresses,
             mac,
-            veth: self.wants_veth(name).then(|| format!("sluice-p{port}")),
+            veth: (fast.is_none() && self.wants_veth(name)).then(|| format!("sluice-p{port}")),
+            fast,
             mappings: asked.mappings.clone(),
             bandwidth: asked.bandwidth,
         })
@@ -339,6 +342,19 @@ impl Control {
             Some("tap") => false,
             _ => self.config.ports.pods.driver == PodDriver::AfXdp,
         }
+    }
+
+    /// The fast port that a pod's annotation asks for. A pod never runs with another kind of port than it asked for.
+    fn fast_port(&self, name: &NamespacedName, request: &CniRequest) -> Result<Option<FastPort>, ErrorBody> {
+        let annotation = self.cluster.pods.get(name).and_then(|p| p.annotations.get(DRIVER_ANNOTATION));
+        let Some(kind) = annotation.and_then(|text| FastKind::named(text)) else { return Ok(None) };
+        let refused = |why: &str| refuse(ErrorCode::INVALID_CONFIG, format!("{name} cannot have a fast port"), why);
+        if let Some(why) = fast::impossible() {
+            return Err(refused(why));
+        }
+        let run = self.config.socket.parent().unwrap_or(Path::new("/run"));
+        let port = FastPort::new(kind, &name.namespace, &name.name, run, &request.config);
+        port.map(Some).map_err(|why| refused(&why))
     }
 
     /// Keeps the refusal of a pod's last ADD for the status, until an ADD or a DEL of the pod succeeds.
@@ -403,6 +419,14 @@ impl Control {
             .collect();
         if !strange.is_empty() {
             return differs("prevResult names addresses that the pod does not have".into(), strange.join(", "));
+        }
+        if known.fast.is_some() {
+            let programmed = self.publisher.current().tables.pods.by_port(known.port).is_some();
+            return if programmed {
+                Ok(json!({}))
+            } else {
+                differs("the pod's rules are not in force".into(), String::new())
+            };
         }
         let found = sluice_hostnet::interface(&ns, &known.ifname)
             .map_err(|e| refuse(ErrorCode::IO, "cannot look into the pod", e))?;
@@ -469,6 +493,7 @@ impl Control {
             mac: Some(text(attachment.mac)),
             mtu,
             sandbox: Some(attachment.netns.display().to_string()),
+            socket_path: attachment.fast.as_ref().map(FastPort::socket_path),
             ..Interface::default()
         };
         let inside = Some(u32::from(host.is_some()));

@@ -1,6 +1,7 @@
 //! What the node tells of itself: the API's questions answered on the control thread.
 
 use super::control::{Control, Link};
+use super::driven::Driven;
 use super::observe::{Listener, Told, Wanted};
 use super::pods::is_not_shown;
 use super::shadow;
@@ -122,6 +123,7 @@ impl Control {
         all.extend(self.machine_problems.iter().map(Problem::plain));
         all.extend(self.source_problems().into_iter().map(Problem::plain));
         all.extend(self.put_back.iter().map(|why| Problem::plain(format!("the uplink is put back: {why}"))));
+        all.extend(self.uplink.as_ref().and_then(Driven::problem).map(Problem::plain));
         all.extend(self.refused_pods());
         all.extend(self.limit_problems.iter().cloned());
         all.extend(self.snat.problems().iter().map(Problem::plain));
@@ -173,7 +175,12 @@ impl Control {
                 report.tx_bytes += port.stats.tx_bytes;
                 report.tx_full += port.stats.tx_full;
                 report.tx_errors += port.stats.tx_errors;
+                report.rx_copied += port.stats.rx_copied;
+                report.tx_copied += port.stats.tx_copied;
             }
+        }
+        if let (Some(uplink), Some(report)) = (&self.uplink, all.get_mut(&self.view.uplink.port)) {
+            report.device = uplink.device_counters().into_iter().collect();
         }
         all.into_values().collect()
     }

@@ -9,13 +9,12 @@
 
 use super::attachments::Attachment;
 use super::control::Control;
+use super::driven::Driven;
 use super::flow_files::{self, Wanted};
 use super::plug::side_by_side;
-use super::uplink;
 use super::workers::{self, Handle};
 use crate::settings;
 use anyhow::{Result, anyhow};
-use sluice_afxdp::Program;
 use sluice_engine::flow::Stored;
 use sluice_engine::handoff::Handoff;
 use sluice_engine::{Pipeline, Strays, Worker, WorkerOptions};
@@ -30,8 +29,8 @@ pub struct Prepared {
     pub returning: Vec<Returning>,
     /// The host port.
     pub host: TapQueue,
-    /// The uplink's program, loaded.
-    pub program: Program,
+    /// The uplink's driver, ready.
+    pub uplink: Driven,
 }
 
 /// A pod that was attached before and is still there.
@@ -93,21 +92,21 @@ impl Control {
     /// From tables in force to packets: flows, ports of pods, workers, and last the uplink. What a start prepared on the side
     /// is handed in.
     pub fn go_live(&mut self, prepared: Prepared, phases: &mut Phases) -> Result<()> {
-        let Prepared { returning, host, program } = prepared;
+        let Prepared { returning, host, uplink } = prepared;
         let mut engines = self.engines()?;
         phases.done("flows");
         engines[0].attach(self.view.host.port, Box::new(host));
         let made = self.open_ports(&returning, &mut engines);
         phases.done("pods");
-        self.open_uplink(program, &mut engines)?;
+        self.open_uplink(uplink, &mut engines)?;
         for (id, engine) in engines.into_iter().enumerate() {
             self.workers.push(Handle::start(id as u16, engine, self.cpus[id], self.config.idle)?);
         }
         let wakers: Vec<_> = self.workers.iter().map(Handle::waker).collect();
         self.workers.iter().for_each(|w| w.introduce(wakers.clone()));
         self.take_up_domains();
-        if let Some(program) = &mut self.program {
-            program.take_over()?;
+        if let Some(uplink) = &mut self.uplink {
+            uplink.take_over()?;
         }
         phases.done("uplink");
         tracing::info!(
@@ -178,7 +177,7 @@ impl Control {
     fn open_ports(&mut self, returning: &[Returning], engines: &mut [Worker]) -> Vec<bool> {
         let taps = side_by_side(returning, |pod| {
             let options = TapOptions::new(&pod.attachment.ifname);
-            let of_tap = pod.attachment.veth.is_none();
+            let of_tap = pod.attachment.veth.is_none() && pod.attachment.fast.is_none();
             let open = || TapQueue::open(&options.within(Namespace::Fd(pod.ns.as_fd())));
             Ok(of_tap.then(open).transpose()?)
         });
@@ -186,6 +185,7 @@ impl Control {
         for (pod, tap) in returning.iter().zip(taps) {
             let (attachment, mut new) = (&pod.attachment, false);
             let queue: Result<Box<dyn Queue>> = match (tap, &attachment.veth) {
+                _ if attachment.fast.is_some() => self.open_fast_of(attachment, &pod.ns),
                 (Ok(Some(tap)), _) => {
                     new = tap.created();
                     Ok(Box::new(tap))
@@ -216,6 +216,7 @@ impl Control {
         let mut pods: Vec<(&Returning, bool)> = returning.iter().zip(made.iter().copied()).collect();
         // Those that are new have nothing yet: first.
         pods.sort_by_key(|(_, new)| !new);
+        pods.retain(|(pod, _)| pod.attachment.fast.is_none());
         let done = side_by_side(&pods, |(pod, _)| {
             let Attachment { ifname, mac, addresses, .. } = &pod.attachment;
             let wanted = PodInterface { name: ifname, mac: *mac, mtu, addresses };
@@ -235,17 +236,17 @@ impl Control {
         self.machine_problems.push(problem);
     }
 
-    /// Opens the uplink's sockets behind a program that has its tables already.
-    fn open_uplink(&mut self, program: Program, engines: &mut [Worker]) -> Result<()> {
-        self.program = Some(program);
+    /// Opens the uplink's queues behind a driver that knows what is ours already.
+    fn open_uplink(&mut self, uplink: Driven, engines: &mut [Worker]) -> Result<()> {
+        self.uplink = Some(uplink);
         self.steered = None;
         self.renew_guard();
         self.steer(&self.publisher.current().steering.clone());
-        let Some(program) = &mut self.program else { return Ok(()) };
-        let queues = uplink::open(&self.config, &self.umem, program, &mut self.cache)?;
+        let Some(uplink) = &mut self.uplink else { return Ok(()) };
+        let queues = uplink.open(&self.config, &self.umem, &mut self.cache)?;
         let count = engines.len();
         for (at, queue) in queues.into_iter().enumerate() {
-            engines[at % count].attach(self.view.uplink.port, Box::new(queue));
+            engines[at % count].attach(self.view.uplink.port, queue);
         }
         Ok(())
     }

@@ -6,6 +6,7 @@ use super::attachments::Attachments;
 use super::carriers::Carriers;
 use super::cluster::{Unwatched, Watched};
 use super::control::{Control, Link, Message, Parts};
+use super::driven::Driven;
 use super::flow_files;
 use super::guard::Guard;
 use super::health_ports::HealthPorts;
@@ -15,7 +16,7 @@ use super::reports::Node;
 use super::resume::{Phases, Prepared};
 use super::uplink;
 use crate::api;
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use crossbeam::channel::{Receiver, Sender, unbounded};
 use sluice_afxdp::Umem;
 use sluice_cni::pending::PendingDels;
@@ -144,23 +145,44 @@ fn lock(state_dir: &Path) -> Result<File> {
 }
 
 fn assemble(config: Config, started: Instant) -> Result<(Link, Receiver<Message>, Control, Unwatched, Prepared)> {
-    if config.ports.uplink.driver != UplinkDriver::AfXdp {
-        bail!("ports.uplink.driver: only af_xdp is there yet");
-    }
     // Held for the life of the process.
     std::mem::forget(lock(&config.state_dir)?);
     let netns = Netns::current()?;
     let uplink_name = config.ports.uplink.interface.clone();
-    let found = host::uplink(&netns, &uplink_name)?;
+    let on_kernel = config.ports.uplink.driver == UplinkDriver::AfXdp;
+    if on_kernel {
+        host::uplink(&netns, &uplink_name)?;
+    }
     let (source, snapshot, following) = Unwatched::open(&config)?;
     let mut notes = Notes::open(&config.state_dir)?;
     host::fence_ports(&netns, &mut notes, (config.masquerade.ports.first(), config.masquerade.ports.last()))?;
     notes.found.host_interface = Some(config.ports.host.interface.clone());
-    if let Some(old) = notes.found.uplink.replace(uplink_name.clone()).filter(|old| *old != uplink_name) {
+    let attached = on_kernel.then(|| uplink_name.clone());
+    if let Some(old) =
+        std::mem::replace(&mut notes.found.uplink, attached.clone()).filter(|old| Some(old) != attached.as_ref())
+    {
         uplink::remove(&old)?;
+    }
+    if !on_kernel && sluice_hostnet::interface(&netns, &uplink_name)?.is_none() {
+        notes.found.exceptions = Some(uplink_name.clone());
     }
     notes.save()?;
 
+    // What takes long and hangs on nothing else is done side by side; DPDK receives into the pool, so it comes after it.
+    let new_pool = || FramePool::new(PoolOptions { frames: FRAMES, huge_pages: true });
+    let (pool, uplink) = if on_kernel {
+        let (made, loaded) = std::thread::scope(|scope| {
+            let made = scope.spawn(new_pool);
+            let loaded = uplink::load(&config);
+            (made.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), loaded)
+        });
+        (made?, Driven::Xdp(Box::new(loaded?)))
+    } else {
+        let pool = new_pool()?;
+        let uplink = Driven::load(&config, &netns, &pool)?;
+        (pool, uplink)
+    };
+    let found = host::uplink(&netns, &uplink_name)?;
     let view = LocalView {
         node: config.node.clone(),
         uplink: Uplink {
@@ -176,13 +198,6 @@ fn assemble(config: Config, started: Instant) -> Result<(Link, Receiver<Message>
         // Nothing is carried before the election has spoken: another node may be at it.
         carriers: Some(Outcome::default()),
     };
-    // What takes long and hangs on nothing else is done side by side.
-    let (made, program) = std::thread::scope(|scope| {
-        let made = scope.spawn(|| FramePool::new(PoolOptions { frames: FRAMES, huge_pages: true }));
-        let program = uplink::load(&config);
-        (made.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), program)
-    });
-    let (pool, program) = (made?, program?);
     let host = TapQueue::open(&TapOptions::new(&config.ports.host.interface))?;
     let folder = flow_files::folder(config.flows.path.as_deref(), &config.socket);
     let shared = Shared::with_clients(config.flows.max, flow_files::clients(&folder));
@@ -203,7 +218,7 @@ fn assemble(config: Config, started: Instant) -> Result<(Link, Receiver<Message>
         cpus,
         shared,
         pool,
-        program: None,
+        uplink: None,
         umem,
         uplink_name,
         attachments,
@@ -212,8 +227,13 @@ fn assemble(config: Config, started: Instant) -> Result<(Link, Receiver<Message>
         health_ports: HealthPorts::start()?,
         started,
     };
-    let prepared = Prepared { returning: Vec::new(), host, program };
+    let prepared = Prepared { returning: Vec::new(), host, uplink };
     Ok((Link::new(sender), inbox, Control::new(parts), source, prepared))
+}
+
+/// How many workers this configuration gives.
+pub fn worker_count(config: &Config) -> u16 {
+    cpus(&config.workers).len() as u16
 }
 
 /// CPUs for the workers: all but the first, where there is more than one.
@@ -305,9 +325,15 @@ pub fn cleanup(config: &Config) -> Result<()> {
         {
             sluice_hostnet::delete_link(&ns, &attachment.ifname)?;
         }
+        if let Some(fast) = &attachment.fast {
+            fast.remove()?;
+        }
     }
     if let Some(name) = &notes.found.uplink {
         uplink::remove(name)?;
+    }
+    if let Some(name) = &notes.found.exceptions {
+        sluice_hostnet::delete_link(&netns, name)?;
     }
     if let Some(folder) = &notes.found.flow_tables {
         flow_files::remove(folder)?;

@@ -4,6 +4,7 @@
 //! leaves workers, tables and pods as they are, so that taking it again costs nothing but its queues.
 
 use super::control::Control;
+use super::driven::Driven;
 use super::host;
 use anyhow::{Context, Result, anyhow};
 use sluice_afxdp::{AttachMode, BindMode, DeviceError, Program, ProgramError, QueueOptions, Umem, XskQueue};
@@ -67,14 +68,16 @@ impl Control {
     pub fn let_go_of_uplink(&mut self, why: String) {
         tracing::error!("the uplink is put back: {why}");
         let port = self.view.uplink.port;
-        for worker in &self.workers {
-            while worker.detach(port) {}
+        if self.uplink.as_mut().is_some_and(Driven::let_go) {
+            for worker in &self.workers {
+                while worker.detach(port) {}
+            }
+            self.uplink = None;
+            if let Err(error) = remove(&self.uplink_name) {
+                tracing::error!("{error:#}");
+            }
         }
-        self.program = None;
         self.steered = None;
-        if let Err(error) = remove(&self.uplink_name) {
-            tracing::error!("{error:#}");
-        }
         self.put_back = Some(why);
         self.host_ready = false;
         self.set_redirects(&Default::default());
@@ -88,16 +91,18 @@ impl Control {
         if self.put_back.is_none() {
             return Ok(());
         }
-        let umem = self.umem.clone();
-        let mut program = load(&self.config)?;
-        let queues = open(&self.config, &umem, &mut program, &mut self.cache)?;
-        program.take_over()?;
-        self.program = Some(program);
-        self.renew_guard();
-        for (at, queue) in queues.into_iter().enumerate() {
-            let worker = self.workers.get(at % self.workers.len().max(1)).ok_or_else(|| anyhow!("no worker"))?;
-            if !worker.attach(self.view.uplink.port, Box::new(queue)) {
-                return Err(anyhow!("a worker does not answer"));
+        if self.uplink.is_none() {
+            let umem = self.umem.clone();
+            let mut program = load(&self.config)?;
+            let queues = open(&self.config, &umem, &mut program, &mut self.cache)?;
+            program.take_over()?;
+            self.uplink = Some(Driven::Xdp(Box::new(program)));
+            self.renew_guard();
+            for (at, queue) in queues.into_iter().enumerate() {
+                let worker = self.workers.get(at % self.workers.len().max(1)).ok_or_else(|| anyhow!("no worker"))?;
+                if !worker.attach(self.view.uplink.port, Box::new(queue)) {
+                    return Err(anyhow!("a worker does not answer"));
+                }
             }
         }
         self.put_back = None;

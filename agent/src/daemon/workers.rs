@@ -25,6 +25,8 @@ use std::time::Duration;
 const SPIN_TURNS: u32 = 400;
 /// Longest sleep: upkeep goes on in idle times.
 const SLEEP: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+/// The same with a port that nothing wakes us for (DPDK): how long a packet may wait when the node was idle.
+const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000 };
 /// The same while a port is held to its rate.
 const NAP: Timespec = Timespec { tv_sec: 0, tv_nsec: 1_000_000 };
 
@@ -317,19 +319,27 @@ impl Thread {
             return;
         }
         let ready: Vec<usize> = {
-            let mut at = Vec::new();
+            let (mut at, mut unwatched) = (Vec::new(), Vec::new());
             let mut fds = vec![PollFd::new(&*self.wake, PollFlags::IN)];
             for (position, fd) in self.worker.wait_fds() {
-                if let Some(fd) = fd {
-                    at.push(position);
-                    fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+                match fd {
+                    Some(fd) => {
+                        at.push(position);
+                        fds.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+                    }
+                    None => unwatched.push(position),
                 }
             }
-            let nap = if self.worker.is_holding() { NAP } else { SLEEP };
+            let nap = match (self.worker.is_holding(), unwatched.is_empty()) {
+                (true, _) => NAP,
+                (false, false) => LOOK_AGAIN,
+                (false, true) => SLEEP,
+            };
             match poll(&mut fds, Some(&nap)) {
-                Ok(0) | Err(_) => Vec::new(),
+                Ok(0) | Err(_) => unwatched,
                 Ok(_) => {
-                    fds.iter().skip(1).zip(&at).filter(|(fd, _)| !fd.revents().is_empty()).map(|(_, at)| *at).collect()
+                    let woken = fds.iter().skip(1).zip(&at).filter(|(fd, _)| !fd.revents().is_empty());
+                    woken.map(|(_, at)| *at).chain(unwatched).collect()
                 }
             }
         };

@@ -158,10 +158,22 @@ impl Config {
             ("ports.uplink.interface", &self.ports.uplink.interface),
             ("ports.host.interface", &self.ports.host.interface),
         ] {
-            // A DPDK device has a longer name, a capture file a path.
-            let kernel = field == "ports.host.interface" || self.ports.uplink.driver == UplinkDriver::AfXdp;
+            // A capture file has a path.
+            let file = matches!(self.ports.uplink.driver, UplinkDriver::Pcap | UplinkDriver::Mem);
+            let kernel = field == "ports.host.interface" || !file;
             if name.is_empty() || (kernel && (name.len() > 15 || name.contains(['/', ' ']))) {
                 return no(field, format!("{name:?} is not an interface's name"));
+            }
+        }
+        if let Some(device) = &self.ports.uplink.device {
+            if self.ports.uplink.driver != UplinkDriver::Dpdk {
+                return no("ports.uplink.device", "is for ports.uplink.driver: dpdk".to_owned());
+            }
+            if device.is_empty() || device.contains(char::is_whitespace) {
+                return no(
+                    "ports.uplink.device",
+                    format!("{device:?} is neither a PCI address nor a DPDK device such as net_af_xdp0,iface=eth1"),
+                );
             }
         }
         if self.ports.uplink.interface == self.ports.host.interface {

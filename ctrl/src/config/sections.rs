@@ -77,8 +77,11 @@ pub enum XdpMode {
 pub struct Uplink {
     /// What drives it.
     pub driver: UplinkDriver,
-    /// The kernel's interface, or DPDK's device.
+    /// The kernel's interface. With DPDK: the TAP by which the kernel keeps what is not ours.
     pub interface: String,
+    /// DPDK's device: a PCI address, or a virtual device with its arguments.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// How many queues are used.
     pub queues: Queues,
     /// How AF_XDP binds.
@@ -87,7 +90,13 @@ pub struct Uplink {
 
 impl Default for Uplink {
     fn default() -> Self {
-        Uplink { driver: UplinkDriver::AfXdp, interface: "eth0".to_owned(), queues: Queues::Auto, mode: XdpMode::Auto }
+        Uplink {
+            driver: UplinkDriver::AfXdp,
+            interface: "eth0".to_owned(),
+            device: None,
+            queues: Queues::Auto,
+            mode: XdpMode::Auto,
+        }
     }
 }
 

@@ -86,12 +86,15 @@ pub struct TapOptions<'a> {
     pub persist: bool,
     /// Take UDP datagrams segmented by the socket (UDP_SEGMENT) whole, where the kernel can.
     pub udp_segmentation: bool,
+    /// Take nothing unfinished: the kernel completes checksums and cuts segments, for frames that leave by a port which
+    /// cannot.
+    pub finished: bool,
 }
 
 impl<'a> TapOptions<'a> {
     /// A persistent device that takes all the kernel offers, in the caller's namespace.
     pub fn new(name: &'a str) -> Self {
-        TapOptions { name, namespace: Namespace::Current, persist: true, udp_segmentation: true }
+        TapOptions { name, namespace: Namespace::Current, persist: true, udp_segmentation: true, finished: false }
     }
 
     /// The same in another namespace.
@@ -256,7 +259,7 @@ fn attach(options: &TapOptions<'_>) -> Result<TapDevice, TapError> {
     };
     set(libc::TUNSETVNETHDRSZ, "TUNSETVNETHDRSZ", HEADER_BYTES as libc::c_int)?;
     set(libc::TUNSETVNETLE, "TUNSETVNETLE", 1)?;
-    let (offloads, reason) = negotiate(&fd, options.udp_segmentation).map_err(|source| TapError::Ioctl {
+    let (offloads, reason) = negotiate(&fd, options).map_err(|source| TapError::Ioctl {
         request: "TUNSETOFFLOAD",
         name: name.to_owned(),
         source,
@@ -268,7 +271,12 @@ fn attach(options: &TapOptions<'_>) -> Result<TapDevice, TapError> {
 }
 
 /// Asks for the most first: a refused request leaves *all* offloads as they were, so each step names its whole set.
-fn negotiate(fd: &OwnedFd, udp: bool) -> Result<(Offloads, &'static str), Errno> {
+fn negotiate(fd: &OwnedFd, options: &TapOptions<'_>) -> Result<(Offloads, &'static str), Errno> {
+    if options.finished {
+        ioctl_value(fd, libc::TUNSETOFFLOAD, 0)?;
+        return Ok((Offloads::default(), "offloads switched off"));
+    }
+    let udp = options.udp_segmentation;
     let full = Offloads { checksum: true, tso: true, uso: true };
     let no_uso = Offloads { uso: false, ..full };
     let steps = [
