@@ -2,10 +2,10 @@
 //!
 //! Owner: the runtime of the thread `kube`. Credentials are a kubeconfig file or the pod's service account. A token that the
 //! server refuses is read from its file again at once: kube's client looks at the file once a minute, and a token that was
-//! exchanged in between must not cost that minute. Every request but a watch ends within [`REQUEST`].
+//! exchanged in between must not cost that minute. The same goes for the CA, which it reads once. Every request but a watch ends within [`REQUEST`].
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -47,6 +47,12 @@ pub enum ApiError {
     /// No answer.
     #[error("the API server cannot be reached: {0}")]
     Unreachable(String),
+    /// What answers is not the API server that we know.
+    #[error(
+        "the API server's certificate is not accepted: {0}; the CA is the kubeconfig's certificate-authority, or ca.crt of \
+         the service account"
+    )]
+    Certificate(String),
     /// No usable kubeconfig or service account.
     #[error("no credentials for the API server: {0}")]
     Credentials(String),
@@ -71,9 +77,34 @@ impl From<kube::Error> for ApiError {
         match error {
             kube::Error::Api(status) => ApiError::of_status(status.code, status.message),
             kube::Error::SerdeError(e) => ApiError::Unreachable(format!("an answer that is not JSON: {e}")),
-            other => ApiError::Unreachable(chain(&other)),
+            other => match chain(&other) {
+                // The words of rustls, whose type is wrapped out of sight by the HTTP client.
+                text if text.contains("invalid peer certificate") => ApiError::Certificate(text),
+                text => ApiError::Unreachable(text),
+            },
         }
     }
+}
+
+/// `HOST:PORT` that a kubeconfig's current context connects to: its proxy, where it names one, else the API server.
+pub fn server_of(kubeconfig: &Path) -> Result<String, ApiError> {
+    let wrong = |why: String| ApiError::Credentials(format!("{}: {why}", kubeconfig.display()));
+    let file = Kubeconfig::read_from(kubeconfig).map_err(|e| wrong(chain(&e)))?;
+    let current = file.current_context.ok_or_else(|| wrong("no current-context".to_owned()))?;
+    let context = file.contexts.into_iter().find(|c| c.name == current).and_then(|c| c.context);
+    let context = context.ok_or_else(|| wrong(format!("no context {current:?}")))?;
+    let cluster = file.clusters.into_iter().find(|c| c.name == context.cluster).and_then(|c| c.cluster);
+    let cluster = cluster.ok_or_else(|| wrong(format!("no cluster {:?}", context.cluster)))?;
+    let url = cluster.proxy_url.filter(|url| !url.is_empty()).or(cluster.server);
+    let url = url.ok_or_else(|| wrong(format!("cluster {:?} has no server", context.cluster)))?;
+    let uri: http::Uri = url.parse().map_err(|e| wrong(format!("server {url:?}: {e}")))?;
+    let host = uri.host().ok_or_else(|| wrong(format!("server {url:?} names no host")))?;
+    let port = uri.port_u16().unwrap_or(match uri.scheme_str() {
+        Some("http") => 80,
+        Some("socks5") => 1080,
+        _ => 443,
+    });
+    Ok(format!("{host}:{port}"))
 }
 
 /// An error with its causes: "client error (Connect)" alone says nothing.
@@ -160,14 +191,15 @@ impl Connection {
         Ok(Known { client, namespace, number })
     }
 
-    /// Runs a request with the client; once more with credentials read anew where the server refuses the present ones.
+    /// Runs a request with the client; once more with credentials read anew where the server refuses the present ones, or
+    /// bears a certificate that they do not cover: token and CA are files that are exchanged under us.
     pub async fn with<T, F>(&self, request: impl Fn(Client) -> F) -> Result<T, ApiError>
     where
         F: Future<Output = Result<T, kube::Error>>,
     {
         let known = self.known().await?;
         match request(known.client).await.map_err(ApiError::from) {
-            Err(ApiError::Unauthorized(_)) => {
+            Err(ApiError::Unauthorized(_) | ApiError::Certificate(_)) => {
                 let current = self.lock().as_ref().map(|k| k.number);
                 if current == Some(known.number) {
                     *self.lock() = None;
@@ -192,5 +224,39 @@ impl Connection {
             Ok(done) => done,
             Err(_) => Err(ApiError::Unreachable(format!("no answer within {} s", REQUEST.as_secs()))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_server_of_a_kubeconfig_is_that_of_its_current_context() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kubeconfig");
+        let server = |url: &str, current: &str| {
+            let text = format!(
+                "{{apiVersion: v1, kind: Config, current-context: {current}, users: [{{name: u, user: {{}}}}], \
+                 contexts: [{{name: x, context: {{cluster: two, user: u}}}}], \
+                 clusters: [{{name: one, cluster: {{server: 'https://one:1'}}}}, {{name: two, cluster: {{{url}}}}}]}}"
+            );
+            std::fs::write(&path, text).unwrap();
+            server_of(&path).map_err(|e| e.to_string())
+        };
+        assert_eq!(server("server: 'https://192.0.2.1:6443'", "x").as_deref(), Ok("192.0.2.1:6443"));
+        assert_eq!(server("server: 'https://[2001:db8::1]/k8s'", "x").as_deref(), Ok("[2001:db8::1]:443"));
+        assert_eq!(server("server: 'http://api.example'", "x").as_deref(), Ok("api.example:80"));
+        let proxied = "server: 'https://192.0.2.1:6443', proxy-url: 'http://192.0.2.9:3128'";
+        assert_eq!(server(proxied, "x").as_deref(), Ok("192.0.2.9:3128"));
+        for (url, current, part) in [
+            ("server: 'https://a:1'", "y", "no context \"y\""),
+            ("", "x", "has no server"),
+            ("server: '/x'", "x", "no host"),
+        ] {
+            let error = server(url, current).unwrap_err();
+            assert!(error.contains(part) && error.contains("kubeconfig"), "{error}");
+        }
+        assert!(server_of(Path::new("/no/such/file")).unwrap_err().to_string().contains("/no/such/file"));
     }
 }

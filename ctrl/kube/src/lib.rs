@@ -20,6 +20,6 @@ pub mod store;
 pub mod strip;
 pub mod writer;
 
-pub use connection::{ApiError, Connection};
+pub use connection::{ApiError, Connection, server_of};
 pub use keeper::{Held, Keeper, Wish};
 pub use lease::{Elector, LeaseChange, LeaseRecord, Leases};

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use sluice_fake_apiserver::cluster::{Size, objects};
-use sluice_fake_apiserver::{Fake, World};
+use sluice_fake_apiserver::{Fake, Identity, World};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -27,6 +27,12 @@ struct Cli {
     /// A Pod object for every endpoint.
     #[arg(long)]
     pods: bool,
+    /// Speak HTTPS, and write the authority's certificate to this file.
+    #[arg(long)]
+    ca_file: Option<PathBuf>,
+    /// Bearer token that is let in; several may be named. Without any, everybody is.
+    #[arg(long)]
+    token: Vec<String>,
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -47,7 +53,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Nobody watches yet: what was made before the start is no news.
     world.log.clear();
     world.floor = world.version;
-    let fake = Fake::start_at(cli.listen, world)?;
+    world.faults.tokens = cli.token;
+    let identity = match cli.ca_file {
+        Some(path) => {
+            let address = cli.listen.ip().to_string();
+            let identity = Identity::new(&[&address, "kubernetes.default.svc"])?;
+            std::fs::write(path, identity.authority())?;
+            Some(identity)
+        }
+        None => None,
+    };
+    let fake = Fake::start_at(cli.listen, world, identity)?;
     println!("listening on {}", fake.address());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

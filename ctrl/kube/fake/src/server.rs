@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
+use crate::tls::Identity;
 use crate::world::{Entry, Name, Refusal, Wanted, World, Write, name_of};
 
 /// Time between bookmarks.
@@ -28,6 +29,7 @@ pub struct Fake {
     shared: Arc<Shared>,
     address: SocketAddr,
     runtime: Option<Runtime>,
+    identity: Option<Identity>,
 }
 
 #[derive(Debug)]
@@ -45,14 +47,19 @@ impl Shared {
 impl Fake {
     /// Starts on a port of the kernel's choice, on loopback.
     pub fn start() -> io::Result<Fake> {
-        Fake::start_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), World::default())
+        Fake::start_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), World::default(), None)
     }
 
-    /// Starts with these objects at this address.
-    pub fn start_at(address: SocketAddr, world: World) -> io::Result<Fake> {
+    /// The same by HTTPS.
+    pub fn start_tls(identity: Identity) -> io::Result<Fake> {
+        Fake::start_at(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), World::default(), Some(identity))
+    }
+
+    /// Starts with these objects at this address; by HTTPS where it is given an identity.
+    pub fn start_at(address: SocketAddr, world: World, identity: Option<Identity>) -> io::Result<Fake> {
         let news = watch::Sender::new(world.version);
         let shared = Arc::new(Shared { world: Mutex::new(world), news });
-        let mut fake = Fake { shared, address, runtime: None };
+        let mut fake = Fake { shared, address, runtime: None, identity };
         fake.resume()?;
         Ok(fake)
     }
@@ -64,15 +71,24 @@ impl Fake {
         self.address = listener.local_addr()?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let router = Router::new().fallback(answer).with_state(self.shared.clone());
+        let identity = self.identity.clone();
         runtime.spawn(async move {
-            if let Ok(listener) = tokio::net::TcpListener::from_std(listener)
-                && let Err(error) = axum::serve(listener, router).await
-            {
+            let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
+            let served = match identity {
+                Some(identity) => axum::serve(identity.listen(listener), router).await,
+                None => axum::serve(listener, router).await,
+            };
+            if let Err(error) = served {
                 eprintln!("fake-apiserver: {error}");
             }
         });
         self.runtime = Some(runtime);
         Ok(())
+    }
+
+    /// Speaks with another identity from the next [`Fake::resume`] on: its authority was exchanged.
+    pub fn identify(&mut self, identity: Identity) {
+        self.identity = Some(identity);
     }
 
     /// Cuts every connection and listens no more; the objects stay.
@@ -117,7 +133,8 @@ impl Fake {
         self.with(|world| world.objects.get(collection).into_iter().flatten().map(|(_, s)| s.value.clone()).collect())
     }
 
-    /// Writes a kubeconfig that leads here, with a token file beside it where a token is given.
+    /// Writes a kubeconfig that leads here, with a token file beside it where a token is given, and the authority's
+    /// certificate in `ca.crt` where the server has one.
     pub fn kubeconfig(&self, folder: &Path, token: Option<&str>) -> io::Result<PathBuf> {
         let user = match token {
             Some(token) => {
@@ -127,9 +144,17 @@ impl Fake {
             }
             None => json!({}),
         };
+        let cluster = match &self.identity {
+            Some(identity) => {
+                let path = folder.join("ca.crt");
+                std::fs::write(&path, identity.authority())?;
+                json!({"server": format!("https://{}", self.address), "certificate-authority": path})
+            }
+            None => json!({"server": format!("http://{}", self.address)}),
+        };
         let config = json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "fake",
-            "clusters": [{"name": "fake", "cluster": {"server": format!("http://{}", self.address)}}],
+            "clusters": [{"name": "fake", "cluster": cluster}],
             "users": [{"name": "fake", "user": user}],
             "contexts": [{"name": "fake", "context": {"cluster": "fake", "user": "fake", "namespace": "sluicegate"}}],
         });
