@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds the container image with what is here: docker, podman or buildah. IMAGE names it; RUST_IMAGE and BASE_IMAGE
-# replace the images it is built from.
+# replace the images it is built from; scripts/local-bases.sh makes two where no registry can be reached.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 version=$(sed -n 's/^version *= *"\(.*\)"/\1/p' Cargo.toml | head -n1)
