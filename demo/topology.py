@@ -79,10 +79,11 @@ class Node:
         self.socket = f"{cluster.run_dir}/{spec.name}/sluiced.sock"
         self.process = None
 
-    def start(self, ready_within=20.0):
-        """Starts `sluiced` and waits until `sluice status` says that it is ready. Returns the seconds that took."""
+    def start(self, ready_within=20.0, before=()):
+        """Starts `sluiced`, by the command `before` where there is one, and waits until `sluice status` says that it is
+        ready. Returns the seconds that took."""
         program = self.cluster.program("sluiced")
-        self.process = self.cluster.processes.start(f"sluiced-{self.name}", self.namespace, program, "run",
+        self.process = self.cluster.processes.start(f"sluiced-{self.name}", self.namespace, *before, program, "run",
                                                     "--config", self.config)
 
         def ready():
@@ -146,8 +147,8 @@ class Pod:
     def address(self, version):
         return of_family(self.spec.addresses, version)
 
-    def cni(self, command, version="1.1.0", **config):
-        """Executes `sluice-cni` as a runtime would. Returns the finished process."""
+    def cni_call(self, command, version="1.1.0", **config):
+        """What a runtime hands to the plugin: its path, its environment, its standard input."""
         namespace, name = self.spec.key.split("/")
         environment = {
             "PATH": os.environ["PATH"],
@@ -159,7 +160,12 @@ class Pod:
             "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name};K8S_POD_UID={namespace}-{name}",
         }
         network = {"cniVersion": version, "name": "sluicegate", "type": "sluice-cni", "socket": self.node.socket, **config}
-        return run(self.cluster.program("sluice-cni"), stdin=json.dumps(network), check=False, env=environment)
+        return self.cluster.program("sluice-cni"), environment, json.dumps(network)
+
+    def cni(self, command, version="1.1.0", **config):
+        """Executes `sluice-cni` as a runtime would. Returns the finished process."""
+        program, environment, network = self.cni_call(command, version, **config)
+        return run(program, stdin=network, check=False, env=environment)
 
     def attach(self, version="1.1.0"):
         """CNI ADD; returns its result."""

@@ -254,6 +254,11 @@ impl Sample {
         for pool in &self.status.ipam {
             in_use.gauge(vec![("pool", &pool.pool), ("family", &pool.family)], pool.in_use as f64)?;
         }
+        let help = "Pods refused because no address was free";
+        let mut exhausted = family(to, MetricType::Counter, "sluicegate_ipam_exhausted", help)?;
+        for (family, count) in &self.counters.ipam_exhausted {
+            exhausted.counter(vec![("family", family)], *count)?;
+        }
         Ok(())
     }
 }
@@ -319,6 +324,7 @@ mod tests {
             "sluicegate_port_mode_info{port=\"uplink0\",driver=\"af_xdp\",mode=\"copy\",reason=\"the driver of \\\"eth0\\\"",
             "sluicegate_ipam_addresses{pool=\"10.244.1.0/24\",family=\"IPv4\"}",
             "sluicegate_ipam_addresses_in_use{",
+            "sluicegate_ipam_exhausted_total{family=\"IPv6\"}",
             "kubeproxy_network_programming_duration_seconds_bucket",
             "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
         ] {

@@ -86,6 +86,14 @@ impl PendingDels {
         Ok(paths.into_iter().map(note).collect())
     }
 
+    /// Takes the folder away with all that is in it: there will be no agent to work it off.
+    pub fn remove(&self) -> io::Result<()> {
+        match fs::remove_dir_all(&self.folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+
     /// Takes a note away after what it asks for is done. One that is gone already is fine.
     pub fn done(&self, path: &Path) -> io::Result<()> {
         match fs::remove_file(path) {

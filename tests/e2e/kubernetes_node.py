@@ -248,4 +248,112 @@ def objects_that_make_no_sense_cost_what_they_touch_and_are_told(bin_dir):
         wait_until("listed", lambda: any("serviceAccountSelector" in p for p in cluster.problems()), 3)
 
 
-TESTS = [a_node_follows_the_api_server_and_goes_on_without_it, objects_that_make_no_sense_cost_what_they_touch_and_are_told]
+def pool_object(name, *cidrs):
+    return {"apiVersion": "sluicegate.dev/v1alpha1", "kind": "IPPool", "metadata": {"name": name},
+            "spec": {"use": "pods", "cidrs": list(cidrs), "namespaceSelector": {}}}
+
+
+def an_empty_pool_is_an_event_of_the_pod_and_of_the_pool_and_is_counted(bin_dir):
+    with KubernetesNode(bin_dir) as cluster:
+        cluster.apply(pool_object("tiny", "10.60.0.0/30"))
+        cluster.node.start()
+        cluster.add("pod-0")
+        cluster.apply(pod_object("pod-1"))
+        for _ in range(3):  # kubelet tries again and again
+            refused = cluster.pods["default/pod-1"].cni("ADD")
+            error = json.loads(refused.stdout)
+            expect(error["code"] == 11 and "no free ipv4 address in tiny 10.60.0.0/30: 1 in all, 1 in use" in error["details"], refused.stdout)
+
+        def told(kind, name):
+            events = cluster.ask("/api/v1/events")["items"]
+            return [e for e in events if (e["involvedObject"]["kind"], e["involvedObject"]["name"]) == (kind, name)]
+        for kind, name, reason in (("Pod", "pod-1", "NoFreeAddress"), ("IPPool", "tiny", "AddressesExhausted")):
+            wait_until(f"an event about {kind} {name}", lambda k=kind, n=name: told(k, n), 20)
+            events = told(kind, name)
+            expect(len(events) == 1 and events[0]["reason"] == reason and events[0]["type"] == "Warning", f"{events}")
+            expect("10.60.0.0/30" in events[0]["message"] and "node-a" in events[0]["message"], f"{events}")
+        metrics = cluster.node.metrics()
+        expect(metrics['sluicegate_ipam_exhausted_total{family="IPv4"}'] == 3, f"{metrics}")
+        expect(metrics['sluicegate_ipam_exhausted_total{family="IPv6"}'] == 0, f"{metrics}")
+
+
+def the_api_server_of_a_kubeconfig_is_watched_over_by_the_dead_mans_switch(bin_dir):
+    with KubernetesNode(bin_dir) as cluster:
+        server = f"192.0.2.1:{PORT}"
+        cluster.stop_server()
+        cluster.processes.start("apiserver-outside", cluster.outside, cluster.program("fake-apiserver"),
+                                "--listen", server, "--objects", f"{cluster.run_dir}/objects.json")
+        wait_until("the API server listens", lambda: f":{PORT} " in cluster.outside.run("ss", "-ltnH").stdout, 10)
+        for path, old, new in ((f"{cluster.run_dir}/kubeconfig", f"127.0.0.1:{PORT}", server),
+                               # The cluster's ranges swallow the API server's address: the host's way to it leads to us.
+                               (cluster.node.config, "pods: [10.244.0.0/16,", "pods: [10.244.0.0/16, 192.0.2.1/32,")):
+            with open(path, encoding="utf-8") as file:
+                text = file.read()
+            expect(old in text, f"{path}: {text}")
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text.replace(old, new))
+        with open(cluster.node.config, "a", encoding="utf-8") as file:
+            file.write("guard: { after: 2s }\n")
+        node = cluster.node.namespace
+        cluster.node.start()
+        expect("xdp" in node.ip("link", "show", "eth0").stdout, "the uplink is not ours")
+        wait_until("the uplink put back", lambda: "xdp" not in node.ip("link", "show", "eth0").stdout, 15)
+        wait_until("status says so", lambda: f"{server} was not reachable" in cluster.node.sluice("status", check=False).stdout, 5)
+        expect("sluice0" not in node.ip("route", "show").stdout, "the host's routes are left")
+
+
+ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+# A mount namespace of its own, as a container has, with the account's files where kubelet puts them.
+IN_A_POD = "mount -t tmpfs none /var/run/secrets && mkdir -p {account} && mount --bind {files} {account} && exec \"$@\""
+
+
+def as_in_a_pod_the_api_server_is_reached_by_https_with_the_service_accounts_files(bin_dir):
+    made = not os.path.exists("/var/run/secrets")
+    os.makedirs("/var/run/secrets", exist_ok=True)
+    try:
+        with KubernetesNode(bin_dir) as cluster:
+            follow_as_in_a_pod(cluster)
+    finally:
+        if made:
+            os.rmdir("/var/run/secrets")
+
+
+def follow_as_in_a_pod(cluster):
+    cluster.stop_server()
+    files = f"{cluster.folder}/account"
+    os.mkdir(files)
+    for name, text in (("token", "first"), ("namespace", "kube-system")):
+        with open(f"{files}/{name}", "w", encoding="utf-8") as file:
+            file.write(text)
+    cluster.processes.start("apiserver-tls", cluster.node.namespace, cluster.program("fake-apiserver"), "--listen", f"127.0.0.1:{PORT}",
+                            "--objects", f"{cluster.run_dir}/objects.json", "--ca-file", f"{files}/ca.crt", "--token", "first")
+    with open(cluster.node.config, encoding="utf-8") as file:
+        text = file.read()
+    with open(cluster.node.config, "w", encoding="utf-8") as file:
+        file.write(text.replace(f", kubeconfig: {cluster.run_dir}/kubeconfig", ""))
+
+    def ask(path, body=None, token="first"):
+        send = ["--data-binary", json.dumps(body)] if body is not None else []
+        return cluster.node.namespace.run("curl", "-sf", "--max-time", "5", "--cacert", f"{files}/ca.crt", "-H", f"Authorization: Bearer {token}",
+                                          *send, f"https://127.0.0.1:{PORT}{path}", check=False).stdout
+    wait_until("the API server answers", lambda: ask("/api/v1/nodes"), 10)
+    cluster.node.start(before=("unshare", "-m", "env", "KUBERNETES_SERVICE_HOST=127.0.0.1", f"KUBERNETES_SERVICE_PORT={PORT}",
+                               "sh", "-c", IN_A_POD.format(account=ACCOUNT, files=files), "sh"))
+    wait_until("ready", lambda: cluster.readyz() == "200", 10)
+    wait_until("the taint is gone", lambda: not json.loads(ask("/api/v1/nodes/node-a"))["spec"].get("taints"), 10)
+    # The token is exchanged, as kubelet does every hour.
+    ask("/fake/faults", {"tokens": ["second"], "cut_after": 0})
+    ask("/fake/apply", service_objects(["10.244.1.9"]))
+    wait_until("refused", lambda: any("refuses our credentials" in p for p in cluster.problems()), 30)
+    ask("/fake/faults", {"tokens": ["second"]})
+    with open(f"{files}/token.new", "w", encoding="utf-8") as file:
+        file.write("second")
+    os.rename(f"{files}/token.new", f"{files}/token")
+    wait_until("the Service of after the exchange", lambda: cluster.node.api("/v1/status")["services"] == 1, 60)
+    wait_until("well again", lambda: not any("API server" in p for p in cluster.problems()), 60)
+
+
+TESTS = [an_empty_pool_is_an_event_of_the_pod_and_of_the_pool_and_is_counted,
+         the_api_server_of_a_kubeconfig_is_watched_over_by_the_dead_mans_switch,
+         as_in_a_pod_the_api_server_is_reached_by_https_with_the_service_accounts_files,
+         a_node_follows_the_api_server_and_goes_on_without_it, objects_that_make_no_sense_cost_what_they_touch_and_are_told]

@@ -20,6 +20,7 @@ sys.dont_write_bytecode = True
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import cni  # noqa: E402
+import container  # noqa: E402
 import kubernetes_node  # noqa: E402
 import leases  # noqa: E402
 from node_state import difference, inventory  # noqa: E402
@@ -89,15 +90,25 @@ def cleanup_leaves_the_node_as_it_was_and_may_be_repeated(bin_dir):
     with SmallCluster(bin_dir) as cluster:
         namespaces = [cluster.node.namespace, cluster.pods["default/pod-0"].namespace]
         before = [inventory(namespaces[0]), namespaces[1].ip("-o", "link", "show").stdout]
+        files = set(everything_below(cluster.run_dir))
         cluster.up()
         talk(cluster)
         expect(cluster.node.stop(), "SIGTERM did not end sluiced")
+        # A DEL that nobody will work off.
+        expect(cluster.pods["default/pod-1"].cni("DEL").returncode == 0, "a DEL without an agent")
         for _ in range(2):
             cluster.node.cleanup()
             changed = difference(before[0], inventory(namespaces[0]))
             expect(not changed, f"the node changed:\n{changed}")
         expect(namespaces[1].ip("-o", "link", "show").stdout == before[1], "the pod kept its interface")
         expect(not os.path.exists(cluster.node.socket), "the socket is still there")
+        left = {path for path in everything_below(cluster.run_dir) if "/logs" not in path} - files
+        expect(not left, f"files are left: {left}")
+
+
+def everything_below(folder):
+    for path, folders, files in os.walk(folder):
+        yield from (f"{path}/{name}" for name in [*folders, *files])
 
 
 @test
@@ -445,7 +456,7 @@ def a_process_of_the_node_reaches_a_load_balancer_address_and_a_cluster_ip(bin_d
             wait_until(url, lambda: " 200 " in (asked(cluster.node.namespace, url) or ""), 5)
 
 
-for kubernetes_test in [*kubernetes_node.TESTS, *leases.TESTS]:
+for kubernetes_test in [*kubernetes_node.TESTS, *container.TESTS, *leases.TESTS]:
     test(kubernetes_test)
 for body in restart.ALL:
     TESTS.append((f"restart: {body.__name__.replace('_', ' ')}", lambda bin_dir, body=body: body(bin_dir, expect)))

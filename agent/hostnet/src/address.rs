@@ -79,6 +79,7 @@ pub(crate) fn reconcile(netlink: &mut Netlink, link: &Interface, wanted: &[IpAdd
 /// Waits until the kernel delivers packets for the IPv6 addresses (their local routes exist).
 pub(crate) fn settle(netlink: &mut Netlink, link: &Interface, wanted: &[IpAddr]) -> Result<(), HostError> {
     let deadline = Instant::now() + SETTLE;
+    let mut pause = Duration::from_micros(50);
     for &address in wanted.iter().filter(|address| address.is_ipv6()) {
         while !is_local(netlink, address) {
             if Instant::now() >= deadline {
@@ -89,7 +90,8 @@ pub(crate) fn settle(netlink: &mut Netlink, link: &Interface, wanted: &[IpAddr])
                     waited_ms: SETTLE.as_millis() as u64,
                 });
             }
-            sleep(Duration::from_millis(1));
+            sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(2));
         }
     }
     Ok(())

@@ -3,28 +3,26 @@
 
 use super::announce::{self, Announcer};
 use super::attachments::Attachments;
-use super::carriers::{Carriers, Topology};
+use super::carriers::Carriers;
 use super::driven::Driven;
 use super::health_ports::HealthPorts;
-use super::host::{self, Notes};
+use super::host::Notes;
+use super::machine::HostPlan;
 use super::observe::Observers;
+use super::refusals::Refusals;
 use super::snat::SnatWatch;
 use super::workers::Handle;
 use crate::api::problem::Problem;
 use crate::metrics::Histogram;
-use crate::settings;
 use anyhow::Result;
-use crossbeam::channel::{Receiver, RecvTimeoutError, Sender, bounded};
-use serde_json::Value;
+use crossbeam::channel::{Receiver, RecvTimeoutError};
 use sluice_afxdp::{Program, Umem};
-use sluice_cni::protocol::{CniRequest, ErrorBody, Verb};
 use sluice_ctrl::carriers::Outcome;
-use sluice_ctrl::compile::{Knobs, LocalView, Steering};
+use sluice_ctrl::compile::{Knobs, LocalView, Redirect, Steering};
 use sluice_ctrl::config::Config;
-use sluice_ctrl::import::{Defaults, Importer, Invalid};
-use sluice_ctrl::ipam::{Ipam, all_pools};
-use sluice_ctrl::model::standalone::Standalone;
-use sluice_ctrl::model::{Cluster, Family, NamespacedName, PoolUse};
+use sluice_ctrl::import::{Importer, Invalid};
+use sluice_ctrl::ipam::Ipam;
+use sluice_ctrl::model::Cluster;
 use sluice_ctrl::publish::Publisher;
 use sluice_ctrl::source::{Kind, ObjectKey, Snapshot};
 use sluice_engine::nat::{Mapping, owner_of};
@@ -37,6 +35,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+pub use super::inbox::{CniCall, Link, Message};
+
 /// How often the control thread looks after what nobody tells it of.
 const TICK: Duration = Duration::from_millis(100);
 /// For how long the uplink's program drops what is ours when no agent renews it: long enough for an upgrade, and then the
@@ -44,71 +44,8 @@ const TICK: Duration = Duration::from_millis(100);
 const GUARD: Duration = Duration::from_secs(300);
 /// How often it is renewed.
 const RENEW: Duration = Duration::from_secs(1);
-/// Longest wait for all workers to take up new tables.
-const APPLY: Duration = Duration::from_secs(2);
 /// How often leases and ports are compared with the pods that exist.
 const RECONCILE: Duration = Duration::from_secs(60);
-
-/// Work for the control thread.
-pub enum Message {
-    /// The manifests have changed.
-    Objects(Snapshot, Instant),
-    /// The API server has told something.
-    Cluster(sluice_kube::feed::Update),
-    /// The kernel's neighbours, addresses or routes may have changed.
-    Machine,
-    /// A request of the CNI plugin.
-    Cni(CniCall),
-    /// Who carries which address has changed; and the flows of what has come here.
-    Carriers(Outcome, Vec<Mapping>),
-    /// Do this with the state.
-    Do(Box<dyn FnOnce(&mut Control) + Send>),
-    /// End; pods and flows stay for the next start.
-    Stop,
-}
-
-/// A request of the CNI plugin, and where its answer goes.
-pub struct CniCall {
-    pub(crate) verb: Verb,
-    pub(crate) request: CniRequest,
-    pub(crate) reply: Sender<Result<Value, ErrorBody>>,
-}
-
-/// A way to the control thread for everybody else.
-#[derive(Clone)]
-pub struct Link {
-    sender: Sender<Message>,
-}
-
-impl Link {
-    /// Around the sending end of the control thread's channel.
-    pub fn new(sender: Sender<Message>) -> Self {
-        Link { sender }
-    }
-
-    /// Sends a message; `false` if the control thread is gone.
-    pub fn send(&self, message: Message) -> bool {
-        self.sender.send(message).is_ok()
-    }
-
-    /// Runs `work` on the control thread and waits for what it gives; `None` if that thread is gone.
-    pub fn ask<T: Send + 'static>(&self, work: impl FnOnce(&mut Control) -> T + Send + 'static) -> Option<T> {
-        let (reply, answer) = bounded(1);
-        let message = Message::Do(Box::new(move |control| {
-            let _ = reply.send(work(control));
-        }));
-        self.sender.send(message).ok()?;
-        answer.recv().ok()
-    }
-
-    /// Has a CNI request served and waits for the answer; `None` if the control thread is gone. Requests that wait are
-    /// served together.
-    pub fn cni(&self, verb: Verb, request: CniRequest) -> Option<Result<Value, ErrorBody>> {
-        let (reply, answer) = bounded(1);
-        self.sender.send(Message::Cni(CniCall { verb, request, reply })).ok()?;
-        answer.recv().ok()
-    }
-}
 
 /// The state of the node.
 pub struct Control {
@@ -122,7 +59,7 @@ pub struct Control {
     pub invalid: Vec<Invalid>,
     /// The cluster.
     pub cluster: Cluster,
-    importer: Importer,
+    pub(super) importer: Importer,
     /// What is known of the API server; none where a folder is the source.
     pub following: Option<super::cluster::Following>,
     /// This machine.
@@ -183,7 +120,7 @@ pub struct Control {
     /// What was written down of domain names.
     pub(crate) domains: super::domains::Kept,
     /// What the host was told to send to us.
-    redirects: BTreeSet<sluice_ctrl::compile::Redirect>,
+    pub(super) redirects: BTreeSet<Redirect>,
     /// Why the uplink was put back; it is not ours for now.
     pub put_back: Option<String>,
     /// The container runtime was given our configuration, or cannot be.
@@ -192,17 +129,20 @@ pub struct Control {
     pub limits: BTreeMap<u16, [Option<Rate>; 2]>,
     /// What could not be read of the rates that pods ask for.
     pub limit_problems: Vec<Problem>,
-    /// Why the last ADD of a pod was refused.
-    pub refusals: BTreeMap<NamespacedName, String>,
+    /// ADDs that were refused.
+    pub refusals: Refusals,
     reconciled: Instant,
     /// Most other nodes cannot be reached.
     pub cut_off: bool,
     /// What the Leases of addresses keep from us.
     pub fence_problems: Vec<String>,
-    solicited: Instant,
+    pub(super) solicited: Instant,
     guarded: Option<Instant>,
     /// Tables have just come to want neighbours.
-    solicit_now: bool,
+    pub(super) solicit_now: bool,
+    /// What the host port was made to be, and when that was looked at last.
+    pub(super) host_plan: Option<HostPlan>,
+    pub(super) host_checked: Instant,
 }
 
 /// What is needed to make a [`Control`].
@@ -273,13 +213,15 @@ impl Control {
             cni_installed: false,
             limits: BTreeMap::new(),
             limit_problems: Vec::new(),
-            refusals: BTreeMap::new(),
+            refusals: Refusals::default(),
             reconciled: parts.started,
             cut_off: false,
             fence_problems: Vec::new(),
             solicited: parts.started,
             guarded: None,
             solicit_now: false,
+            host_plan: None,
+            host_checked: parts.started,
         }
     }
 
@@ -321,6 +263,7 @@ impl Control {
                 Err(RecvTimeoutError::Timeout) => self.judge(),
             }
             self.look_after_pods();
+            self.look_after_host();
             self.install_cni();
             self.resolve_wanted();
             self.look_at_snat();
@@ -345,82 +288,6 @@ impl Control {
         }
     }
 
-    /// What importing needs besides objects.
-    pub fn defaults(&self) -> Defaults {
-        let standalone = Standalone {
-            node: self.config.node.clone(),
-            service_cidrs: self.config.cidrs.services.clone(),
-            node_ports: self.config.node_ports,
-            leases: self.ipam.addresses_by_pod(),
-        };
-        // A cluster with an API server has controllers of its own.
-        Defaults { standalone: self.following.is_none().then_some(standalone) }
-    }
-
-    /// Objects to cluster.
-    pub fn import(&mut self) {
-        // Changes of an API server's objects are imported as they come.
-        if self.following.is_some() {
-            return self.set_pools();
-        }
-        let defaults = self.defaults();
-        let (cluster, invalid) = self.importer.build(&self.snapshot.objects, &defaults);
-        self.cluster = cluster;
-        self.invalid = invalid;
-        self.set_pools();
-    }
-
-    /// Gives IPAM the networks that pods here get addresses from.
-    pub(super) fn set_pools(&mut self) {
-        self.ipam.set_pools(all_pools(&self.cluster, &self.config.node));
-    }
-
-    /// Cluster and view to tables, and waits until every worker runs on them. On an error the last good tables stand.
-    pub fn apply(&mut self, since: Instant) -> bool {
-        self.prepare_host();
-        let compiled = match self.publisher.compile(&self.cluster, &self.view, &self.knobs) {
-            Ok(compiled) => compiled,
-            Err(error) => {
-                self.compile_problem = Some(error.to_string());
-                return false;
-            }
-        };
-        self.compile_problem = None;
-        self.nothing_touched();
-        settings::ensure_spaces(&self.shared, &compiled.tables);
-        self.steer(&compiled.steering);
-        self.redirect(&compiled.redirects);
-        // Asked for at once, not at the next second: the first packet would wait for it.
-        let known = &self.publisher.current().wanted_neighbours;
-        self.solicit_now |= !compiled.wanted_neighbours.is_subset(known);
-        let topology = Topology::of(&self.cluster, &self.config.node, compiled.placement.clone());
-        if let Some(carriers) = &mut self.carriers {
-            carriers.know(topology);
-        }
-        let generation = self.publisher.publish(compiled);
-        self.workers.iter().for_each(Handle::wake);
-        let applied = self.wait_applied(generation);
-        self.announce();
-        let took = since.elapsed().as_secs_f64();
-        self.programming.observe(took);
-        self.network_programming.observe(took);
-        self.show_health();
-        self.last_sync = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
-        applied
-    }
-
-    fn wait_applied(&self, generation: u64) -> bool {
-        let until = Instant::now() + APPLY;
-        while self.publisher.applied() < generation {
-            if Instant::now() >= until {
-                tracing::error!(generation, "not every worker has taken up the tables");
-                return false;
-            }
-            std::thread::sleep(Duration::from_micros(50));
-        }
-        true
-    }
-
     /// Renews the time for which the uplink's program drops what is ours when this process is gone.
     pub fn renew_guard(&mut self) {
         if self.guarded.is_some_and(|at| at.elapsed() < RENEW) {
@@ -430,155 +297,6 @@ impl Control {
         if let Some(Err(error)) = self.uplink.as_mut().map(|uplink| uplink.guard(GUARD)) {
             tracing::error!("{error:#}: cannot guard the uplink for the next start");
         }
-    }
-
-    /// Tells the uplink's driver what is ours.
-    pub fn steer(&mut self, steering: &Steering) {
-        let Some(uplink) = self.uplink.as_mut().filter(|_| self.put_back.is_none()) else {
-            self.steered = None;
-            return;
-        };
-        if self.steered.as_ref() == Some(steering) {
-            return;
-        }
-        let done = uplink.steer(steering);
-        self.steered = done.is_ok().then(|| steering.clone());
-        if let Err(error) = done {
-            tracing::error!("cannot tell the uplink what is ours: {error:#}");
-            self.machine_problems.push(format!("{error:#}"));
-        }
-    }
-
-    /// Tells the host which of its own ports are ours.
-    fn redirect(&mut self, wanted: &BTreeSet<sluice_ctrl::compile::Redirect>) {
-        if self.redirects != *wanted && self.put_back.is_none() {
-            self.set_redirects(wanted);
-        }
-    }
-
-    /// Makes these the host's redirects.
-    pub fn set_redirects(&mut self, wanted: &BTreeSet<sluice_ctrl::compile::Redirect>) {
-        let make = |r: &sluice_ctrl::compile::Redirect| sluice_hostnet::Redirect {
-            address: r.address,
-            protocol: r.protocol,
-            port: r.port,
-            to: r.to,
-        };
-        let all = wanted.iter().map(make).collect();
-        const ABOUT: &str = "ports of the node, from the node itself";
-        self.machine_problems.retain(|p| !p.starts_with(ABOUT));
-        match sluice_hostnet::set_redirects(&self.netns, &self.config.ports.host.interface, &all) {
-            Ok(()) => self.redirects.clone_from(wanted),
-            Err(error) => {
-                tracing::error!(%error, "the host itself cannot reach its NodePorts and host ports");
-                self.machine_problems.push(format!("{ABOUT}: {error}"));
-            }
-        }
-    }
-
-    /// Gives the host port its addresses and routes as soon as the node's podCIDRs are known, and when they change.
-    fn prepare_host(&mut self) {
-        if self.put_back.is_some() {
-            return;
-        }
-        let Some(node) = self.cluster.nodes.get(&self.config.node) else { return };
-        let overlay: Vec<IpAddr> = [Family::V4, Family::V6].iter().filter_map(|f| node.overlay_address(*f)).collect();
-        let mut ranges = self.config.cidrs.pods.clone();
-        ranges.extend(self.config.cidrs.services.iter().copied());
-        ranges.extend(self.balanced_addresses());
-        let pools = self.cluster.ip_pools.values().filter(|pool| pool.usage == PoolUse::Pods);
-        ranges.extend(pools.flat_map(|pool| pool.cidrs.iter().copied()));
-        ranges.sort_unstable();
-        ranges.dedup();
-        let mtu = self.pod_mtu();
-        let name = self.config.ports.host.interface.clone();
-        match host::configure_host_port(&self.netns, &name, &overlay, &ranges, mtu) {
-            Ok(mac) => {
-                self.view.host.mac = mac;
-                self.host_ready = true;
-                self.machine_problems.retain(|p| !p.starts_with("host port"));
-            }
-            Err(error) => {
-                let problem = format!("host port {name}: {error:#}");
-                if !self.machine_problems.contains(&problem) {
-                    tracing::error!("{problem}");
-                    self.machine_problems.push(problem);
-                }
-            }
-        }
-    }
-
-    /// Load balancers' addresses that are ours to serve, so that the node's own processes reach them here and not through
-    /// the network.
-    fn balanced_addresses(&self) -> Vec<ipnet::IpNet> {
-        let nodes = self.cluster.nodes.values().flat_map(|n| n.internal_ips.iter().chain(&n.external_ips));
-        let nodes: BTreeSet<IpAddr> = nodes.copied().collect();
-        let served = self.cluster.services.values().filter(|service| service.is_served());
-        let ours = served.flat_map(|service| &service.load_balancer).filter(|a| !a.proxied && !nodes.contains(&a.ip));
-        let all: BTreeSet<IpAddr> = ours.map(|a| a.ip).collect();
-        all.into_iter().map(ipnet::IpNet::from).collect()
-    }
-
-    /// Layer-3 MTU of pods as the tables in force have it.
-    pub fn pod_mtu(&self) -> u16 {
-        let mtu = self.publisher.current().tables.node.pod_mtu;
-        if mtu == 0 { self.view.uplink.mtu.saturating_sub(50) } else { mtu }
-    }
-
-    /// Reads uplink, gateways and neighbours anew; new tables if anything differs.
-    pub fn look_at_machine(&mut self) {
-        let before = self.view.clone();
-        self.read_machine();
-        if self.view != before {
-            self.apply(Instant::now());
-        }
-    }
-
-    /// Reads uplink, gateways and neighbours into the view.
-    pub fn read_machine(&mut self) {
-        match sluice_hostnet::interface(&self.netns, &self.uplink_name) {
-            Ok(Some(interface)) => {
-                self.view.uplink.mac = interface.mac;
-                self.view.uplink.mtu = u16::try_from(interface.mtu).unwrap_or(u16::MAX);
-                self.view.uplink.subnets = interface.addresses.iter().map(ipnet::IpNet::trunc).collect();
-                self.view.uplink.subnets.retain(|net| match net {
-                    ipnet::IpNet::V6(v6) => !v6.addr().is_unicast_link_local(),
-                    ipnet::IpNet::V4(_) => true,
-                });
-            }
-            Ok(None) => tracing::error!(interface = self.uplink_name, "the uplink is gone"),
-            Err(error) => tracing::warn!(%error, "cannot read the uplink"),
-        }
-        if let Ok(gateways) = sluice_hostnet::default_gateways(&self.netns, &self.uplink_name) {
-            self.view.gateways = gateways;
-        }
-        // An entry that the kernel drops while it is still asked for would send flows down the slow path: entries are kept
-        // until another MAC takes their place.
-        self.view.neighbours.extend(host::neighbours(&self.netns, &self.uplink_name));
-    }
-
-    /// Asks the kernel for neighbours that tables or packets want.
-    fn resolve_wanted(&mut self) {
-        let mut wanted = self.shared.wanted.drain();
-        let asked = !wanted.is_empty();
-        let due = std::mem::take(&mut self.solicit_now) || self.solicited.elapsed() > Duration::from_secs(1);
-        if due {
-            wanted.extend(self.publisher.current().wanted_neighbours.iter().map(|a| sluice_tables::Address::from(*a)));
-            self.solicited = Instant::now();
-        }
-        if wanted.is_empty() {
-            return;
-        }
-        for address in wanted {
-            let address: IpAddr = address.into();
-            if let Err(error) = sluice_hostnet::solicit(&self.netns, &self.uplink_name, address) {
-                tracing::debug!(%error, %address, "cannot ask for a neighbour");
-            }
-        }
-        if asked {
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        self.look_at_machine();
     }
 
     fn take_carriers(&mut self, outcome: Outcome, heirs: Vec<Mapping>) {
@@ -615,7 +333,7 @@ impl Control {
     }
 
     /// Tells the segment of addresses that have come to this node.
-    fn announce(&mut self) {
+    pub(super) fn announce(&mut self) {
         let egress = &self.publisher.current().tables.egress;
         let ours: BTreeSet<IpAddr> = egress.announced.iter().map(|a| IpAddr::from(*a)).collect();
         let now = Instant::now();

@@ -84,13 +84,21 @@ fn target(config: &Config) -> Option<String> {
     match &config.guard.check {
         GuardCheck::Off => None,
         GuardCheck::Connect(target) => Some(target.clone()),
-        GuardCheck::Auto if !matches!(config.source, Source::Kubernetes { .. }) => None,
-        GuardCheck::Auto => {
-            let host = std::env::var("KUBERNETES_SERVICE_HOST").ok().filter(|host| !host.is_empty())?;
-            let port = std::env::var("KUBERNETES_SERVICE_PORT").unwrap_or_else(|_| "443".to_owned());
-            Some(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") })
-        }
+        GuardCheck::Auto => match &config.source {
+            Source::Manifests { .. } => None,
+            Source::Kubernetes { kubeconfig: Some(path) } => sluice_kube::server_of(path)
+                .inspect_err(|error| tracing::warn!(%error, "nothing is watched over; name it in guard.check"))
+                .ok(),
+            Source::Kubernetes { kubeconfig: None } => of_the_pod(|name| std::env::var(name).ok()),
+        },
     }
+}
+
+/// Where a pod's environment says that the API server is.
+fn of_the_pod(variable: impl Fn(&str) -> Option<String>) -> Option<String> {
+    let host = variable("KUBERNETES_SERVICE_HOST").filter(|host| !host.is_empty())?;
+    let port = variable("KUBERNETES_SERVICE_PORT").filter(|port| !port.is_empty()).unwrap_or_else(|| "443".to_owned());
+    Some(if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") })
 }
 
 fn reach(target: &str, patience: Duration) -> Option<()> {
@@ -120,6 +128,29 @@ mod tests {
         );
         drop(listener);
         assert_eq!(Guard::before(&config(GuardCheck::Connect(target))), None);
+    }
+
+    #[test]
+    fn the_api_server_is_known_from_a_kubeconfig_or_else_from_the_pods_environment() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kubeconfig");
+        std::fs::write(
+            &path,
+            "{apiVersion: v1, kind: Config, current-context: x, contexts: [{name: x, context: {cluster: x, user: x}}], \
+             clusters: [{name: x, cluster: {server: 'https://192.0.2.10:6443'}}], users: [{name: x, user: {}}]}",
+        )
+        .unwrap();
+        let mut config = config(GuardCheck::Auto);
+        config.source = Source::Kubernetes { kubeconfig: Some(path.clone()) };
+        assert_eq!(target(&config).as_deref(), Some("192.0.2.10:6443"));
+        std::fs::write(&path, "{").unwrap();
+        assert_eq!(target(&config), None);
+        let pod = |host: &'static str, port: Option<&'static str>| {
+            of_the_pod(move |name| if name.ends_with("HOST") { Some(host) } else { port }.map(str::to_owned))
+        };
+        assert_eq!(pod("fd00::1", Some("6443")).as_deref(), Some("[fd00::1]:6443"));
+        assert_eq!(pod("10.96.0.1", None).as_deref(), Some("10.96.0.1:443"));
+        assert_eq!(pod("", None), None);
     }
 
     #[test]

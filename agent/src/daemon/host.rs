@@ -42,6 +42,38 @@ pub struct Found {
     /// Folder of the flow tables.
     #[serde(default)]
     pub flow_tables: Option<PathBuf>,
+    /// Folders that were not there, outermost first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub folders: Vec<PathBuf>,
+}
+
+impl Found {
+    /// Notes folders that are about to be made.
+    pub fn note_folders(&mut self, absent: Vec<PathBuf>) {
+        self.folders.extend(absent);
+        self.folders.sort();
+        self.folders.dedup();
+    }
+}
+
+/// Those of these folders, and of the folders around them, that are not there.
+pub fn absent_folders<'a>(wanted: impl IntoIterator<Item = &'a Path>) -> Vec<PathBuf> {
+    let around = wanted.into_iter().flat_map(Path::ancestors);
+    around.filter(|path| !path.as_os_str().is_empty() && !path.exists()).map(Path::to_owned).collect()
+}
+
+/// Removes folders that were made, innermost first; what somebody else has put something into stays.
+pub fn remove_folders(made: &[PathBuf]) -> Result<()> {
+    use std::io::ErrorKind::{DirectoryNotEmpty, NotFound};
+    for folder in made.iter().rev() {
+        match std::fs::remove_dir(folder) {
+            Err(error) if !matches!(error.kind(), DirectoryNotEmpty | NotFound) => {
+                return Err(error).with_context(|| format!("cannot remove {}", folder.display()));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// The note of what to put back.
@@ -125,5 +157,29 @@ pub fn neighbours(ns: &Netns, uplink: &str) -> BTreeMap<IpAddr, [u8; 6]> {
             tracing::warn!(%error, "cannot read the neighbours of {uplink}");
             BTreeMap::new()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_that_were_made_go_again_unless_somebody_uses_them() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |path: &str| root.path().join(path);
+        std::fs::create_dir(at("there")).unwrap();
+        let wanted = [at("there/a/b"), at("there/a/c"), at("there")];
+        let mut found = Found::default();
+        found.note_folders(absent_folders(wanted.iter().map(PathBuf::as_path)));
+        assert_eq!(found.folders, [at("there/a"), at("there/a/b"), at("there/a/c")]);
+        wanted.iter().for_each(|path| std::fs::create_dir_all(path).unwrap());
+        std::fs::write(at("there/a/c/theirs"), "").unwrap();
+        remove_folders(&found.folders).unwrap();
+        assert!(at("there/a/c/theirs").exists() && !at("there/a/b").exists());
+        std::fs::remove_file(at("there/a/c/theirs")).unwrap();
+        remove_folders(&found.folders).unwrap();
+        remove_folders(&found.folders).unwrap();
+        assert!(at("there").exists() && !at("there/a").exists());
     }
 }

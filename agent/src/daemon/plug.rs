@@ -6,12 +6,14 @@
 use super::attachments::Attachment;
 use super::control::Control;
 use super::pods::FIRST_POD_PORT;
+use super::workers::Queues;
 use anyhow::{Context, Result, anyhow};
 use sluice_afxdp::{AttachMode, Program, QueueOptions, XskQueue};
 use sluice_ctrl::compile::LocalPod;
 use sluice_hostnet::{Netns, PodInterface};
 use sluice_port::Queue;
 use sluice_tap::{Namespace, TapOptions, TapQueue};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
@@ -42,17 +44,30 @@ impl Control {
         let ready: Vec<&Attachment> =
             wanted.iter().zip(&queues).filter(|(_, queue)| queue.is_ok()).map(|((a, _), _)| a).collect();
         let refused = self.let_in(&ready);
-        let mut done = Vec::new();
+        // One turn of each worker for all of its ports.
+        let mut shares: BTreeMap<u16, Queues> = BTreeMap::new();
+        let mut done: Vec<Result<u16>> = Vec::new();
         for ((attachment, _), queue) in wanted.iter().zip(queues) {
-            done.push(queue.and_then(|queue| match &refused {
-                Some(why) if !self.view.pods.contains_key(&attachment.pod()) => {
-                    Err(anyhow!("the pod's rules are not in force: {why}"))
+            done.push(queue.and_then(|queue| match (self.view.pods.get(&attachment.pod()), &refused) {
+                (Some(pod), _) => {
+                    shares.entry(pod.worker).or_default().push((attachment.port, queue));
+                    Ok(pod.worker)
                 }
-                _ => self.poll(attachment, queue),
+                (None, Some(why)) => Err(anyhow!("the pod's rules are not in force: {why}")),
+                (None, None) => Err(anyhow!("the pod is not in the view")),
             }));
         }
+        let polled = |(worker, queues)| {
+            let handle = self.workers.get(usize::from(worker));
+            (worker, handle.is_some_and(|handle| handle.attach_all(queues)))
+        };
+        let polled: BTreeMap<u16, bool> = shares.into_iter().map(polled).collect();
         self.limit_pods();
-        done
+        let answered = |worker: u16| match polled.get(&worker) {
+            Some(true) => Ok(()),
+            _ => Err(anyhow!("worker {worker} does not answer")),
+        };
+        done.into_iter().map(|worker| worker.and_then(answered)).collect()
     }
 
     /// Pods into the view and their rules into force. Where that fails for all together, each is tried by itself; those
@@ -81,15 +96,6 @@ impl Control {
             return Some(why);
         }
         pods.iter().fold(None, |refused, pod| self.let_in(&[*pod]).or(refused))
-    }
-
-    fn poll(&mut self, attachment: &Attachment, queue: Box<dyn Queue>) -> Result<()> {
-        let pod = self.view.pods.get(&attachment.pod()).context("the pod is not in the view")?;
-        let handle = self.workers.get(usize::from(pod.worker)).context("no such worker")?;
-        if !handle.attach(attachment.port, queue) {
-            return Err(anyhow!("worker {} does not answer", pod.worker));
-        }
-        Ok(())
     }
 
     /// Opens our end of a pod's veth pair.

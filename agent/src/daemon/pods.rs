@@ -9,7 +9,6 @@ use super::attachments::Attachment;
 use super::capabilities::{self, Asked};
 use super::control::{CniCall, Control};
 use super::fast::{self, FastKind, FastPort};
-use crate::api::problem::Problem;
 use serde_json::{Value, json};
 use sluice_cni::prefix::Prefix;
 use sluice_cni::protocol::{AddResult, CniRequest, ErrorBody, ErrorCode, Interface, IpConfig, Route, Verb};
@@ -29,8 +28,6 @@ pub const DRIVER_ANNOTATION: &str = "sluicegate.dev/port-driver";
 pub const FIRST_POD_PORT: u16 = 2;
 /// Namespace of containers that a runtime gives no pod's name.
 pub const BARE_NAMESPACE: &str = "cni";
-/// Pods whose refused ADD is remembered for the status.
-const REFUSALS: usize = 64;
 
 /// A pod's labels, and so its policies, are not known before that.
 const NOT_SHOWN: &str = "the API server has not shown it yet";
@@ -156,7 +153,7 @@ impl Control {
         let answers = answers.into_iter().map(|a| a.unwrap_or_else(|| Ok(json!({}))));
         let answers: Vec<_> = answers.collect();
         for (request, answer) in requests.iter().zip(&answers) {
-            self.remember_refusal(request, answer.as_ref().err());
+            self.remember(request, answer.as_ref().err());
         }
         answers
     }
@@ -263,6 +260,7 @@ impl Control {
                     unused.push(newcomer.request.container_id.as_str());
                 }),
                 Err(error) => {
+                    self.note_exhaustion(&newcomer.name, &newcomer.choice.pools, &error);
                     let code = match error {
                         IpamError::Unusable { .. } => ErrorCode::INVALID_CONFIG,
                         IpamError::File { .. } | IpamError::Unreadable { .. } | IpamError::OtherPod { .. } => {
@@ -357,22 +355,10 @@ impl Control {
         port.map(Some).map_err(|why| refused(&why))
     }
 
-    /// Keeps the refusal of a pod's last ADD for the status, until an ADD or a DEL of the pod succeeds.
-    fn remember_refusal(&mut self, request: &CniRequest, error: Option<&ErrorBody>) {
-        let Some(name) = self.name_of(request) else { return };
-        self.refusals.remove(&name);
-        if let Some(error) = error
-            && self.refusals.len() < REFUSALS
-        {
-            self.refusals.insert(name, format!("{}: {}", error.msg, error.details));
+    fn remember(&mut self, request: &CniRequest, error: Option<&ErrorBody>) {
+        if let Some(name) = self.name_of(request) {
+            self.refusals.remember(name, error);
         }
-    }
-
-    /// Pods whose last ADD was refused, as problems of their objects.
-    pub fn refused_pods(&self) -> impl Iterator<Item = Problem> + '_ {
-        self.refusals
-            .iter()
-            .map(|(name, why)| Problem { object: Some(format!("Pod/{name}")), ..Problem::plain(why.clone()) })
     }
 
     /// DEL of several containers, no two alike.
@@ -392,7 +378,7 @@ impl Control {
         requests
             .iter()
             .map(|request| {
-                self.remember_refusal(request, None);
+                self.remember(request, None);
                 if let Some(why) = failed.get(request.container_id.as_str()) {
                     return Err(refuse(ErrorCode::IO, "cannot remove the pod's port", why));
                 }

@@ -124,7 +124,7 @@ impl Control {
         all.extend(self.source_problems().into_iter().map(Problem::plain));
         all.extend(self.put_back.iter().map(|why| Problem::plain(format!("the uplink is put back: {why}"))));
         all.extend(self.uplink.as_ref().and_then(Driven::problem).map(Problem::plain));
-        all.extend(self.refused_pods());
+        all.extend(self.refusals.problems());
         all.extend(self.limit_problems.iter().cloned());
         all.extend(self.snat.problems().iter().map(Problem::plain));
         if self.cut_off {
@@ -441,6 +441,7 @@ impl Control {
         report.programming = self.programming.clone();
         report.network_programming = self.network_programming.clone();
         report.last_sync_timestamp_seconds = self.last_sync;
+        report.ipam_exhausted = self.refusals.exhausted();
         report
     }
 

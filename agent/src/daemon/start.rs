@@ -87,16 +87,17 @@ pub fn run(config: Config) -> Result<()> {
             link.send(Message::Machine);
         })?
     };
-    if let Some(guard) = guard {
-        guard.watch(link.clone())?;
-    }
-    stop_on_signal(link)?;
+    stop_on_signal(link.clone())?;
     if let Some(prepared) = waiting.take() {
         tracing::warn!("there are no tables yet: no packet is taken until there are");
         if !control.run_while(&inbox, |control| control.publisher.generation() < 2) {
             return Ok(());
         }
         control.go_live(prepared, &mut phases)?;
+    }
+    // Not earlier: what is reachable before the uplink is attached to says nothing.
+    if let Some(guard) = guard {
+        guard.watch(link)?;
     }
     // Leases of ADDs that were cut off before they had a port.
     if let Err(error) = control.reconcile() {
@@ -145,6 +146,7 @@ fn lock(state_dir: &Path) -> Result<File> {
 }
 
 fn assemble(config: Config, started: Instant) -> Result<(Link, Receiver<Message>, Control, Unwatched, Prepared)> {
+    let absent = host::absent_folders(folders(&config));
     // Held for the life of the process.
     std::mem::forget(lock(&config.state_dir)?);
     let netns = Netns::current()?;
@@ -155,6 +157,7 @@ fn assemble(config: Config, started: Instant) -> Result<(Link, Receiver<Message>
     }
     let (source, snapshot, following) = Unwatched::open(&config)?;
     let mut notes = Notes::open(&config.state_dir)?;
+    notes.found.note_folders(absent);
     host::fence_ports(&netns, &mut notes, (config.masquerade.ports.first(), config.masquerade.ports.last()))?;
     notes.found.host_interface = Some(config.ports.host.interface.clone());
     let attached = on_kernel.then(|| uplink_name.clone());
@@ -234,6 +237,13 @@ fn assemble(config: Config, started: Instant) -> Result<(Link, Receiver<Message>
 /// How many workers this configuration gives.
 pub fn worker_count(config: &Config) -> u16 {
     cpus(&config.workers).len() as u16
+}
+
+/// Folders that the agent makes where they are not there. That of the state itself is not among them: it goes whole.
+fn folders(config: &Config) -> impl Iterator<Item = &Path> {
+    let around = [config.state_dir.parent(), config.socket.parent()].into_iter().flatten();
+    let runtime = [config.cni.conf_dir.as_path(), config.cni.bin_dir.as_path()];
+    around.chain(runtime.into_iter().filter(|_| super::install::is_wanted(config)))
 }
 
 /// CPUs for the workers: all but the first, where there is more than one.
@@ -348,6 +358,10 @@ pub fn cleanup(config: &Config) -> Result<()> {
     if config.socket.exists() {
         std::fs::remove_file(&config.socket).with_context(|| format!("cannot remove {}", config.socket.display()))?;
     }
+    let pending = PendingDels::beside(&config.socket);
+    pending.remove().context("cannot remove the notes of DELs that wait")?;
     drop(held);
-    std::fs::remove_dir_all(&config.state_dir).with_context(|| format!("cannot remove {}", config.state_dir.display()))
+    let state = &config.state_dir;
+    std::fs::remove_dir_all(state).with_context(|| format!("cannot remove {}", state.display()))?;
+    host::remove_folders(&notes.found.folders)
 }

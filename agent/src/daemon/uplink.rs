@@ -80,6 +80,7 @@ impl Control {
         self.steered = None;
         self.put_back = Some(why);
         self.host_ready = false;
+        self.host_plan = None;
         self.set_redirects(&Default::default());
         if let Err(error) = host::silence_host_port(&self.netns, &self.config.ports.host.interface) {
             tracing::error!("the host's routes to pods and Services cannot be removed: {error:#}");

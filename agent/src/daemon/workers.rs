@@ -36,15 +36,16 @@ pub fn clock() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
+/// Queues to be polled, by port number.
+pub type Queues = Vec<(u16, Box<dyn Queue>)>;
+
 /// What control asks of a worker.
 pub enum Command {
-    /// Poll this queue as this port from now on.
+    /// Poll these queues as these ports from now on.
     Attach {
-        /// Port number.
-        port: u16,
-        /// The queue.
-        queue: Box<dyn Queue>,
-        /// Told when it is polled.
+        /// The queues.
+        queues: Queues,
+        /// Told when they are polled.
         done: Sender<()>,
     },
     /// Close the queue of this port.
@@ -180,7 +181,12 @@ impl Handle {
 
     /// Gives it a queue to poll and waits until it does.
     pub fn attach(&self, port: u16, queue: Box<dyn Queue>) -> bool {
-        self.ask(|done| Command::Attach { port, queue, done }).is_some()
+        self.attach_all(vec![(port, queue)])
+    }
+
+    /// Gives it queues to poll and waits until it does.
+    pub fn attach_all(&self, queues: Queues) -> bool {
+        queues.is_empty() || self.ask(|done| Command::Attach { queues, done }).is_some()
     }
 
     /// Takes a port away and waits until its queue is closed; `false` if it had none.
@@ -353,8 +359,10 @@ impl Thread {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Attach { port, queue, done } => {
-                self.worker.attach(port, queue);
+            Command::Attach { queues, done } => {
+                for (port, queue) in queues {
+                    self.worker.attach(port, queue);
+                }
                 let _ = done.send(());
             }
             Command::Detach { port, done } => {

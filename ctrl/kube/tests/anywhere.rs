@@ -145,7 +145,7 @@ fn status_events_and_the_nodes_condition_are_told() {
         wait_for(server.name, || objects.lock().unwrap().as_ref()?.contains_key(&key).then_some(()));
         let refusal =
             Refusal { key, field: "spec.x".into(), why: "of a test".into(), effect: Some(Effect::FailedClosed) };
-        source.judge(Verdict { refusals: vec![refusal], programmed: true, why_not: None });
+        source.judge(Verdict { refusals: vec![refusal], programmed: true, ..Verdict::default() });
         let path = format!("/api/v1/nodes/{node}");
         // A real server adds taints of its own to a node that is not ready.
         let seen = wait_for(&format!("{}: the taint goes", server.name), || {

@@ -11,8 +11,9 @@ use std::path::Path;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::Lease;
 use super::pool::Pool;
-use super::{Lease, Rest, State};
+use super::state::{Rest, State};
 use crate::model::NamespacedName;
 
 const VERSION: u32 = 1;
