@@ -19,10 +19,12 @@ const ARROWS: &[(&str, &[&str])] = &[
             "sluice-engine",
             "sluice-hostnet",
             "sluice-kube",
+            "sluice-machine",
             "sluice-port",
             "sluice-snapshot",
             "sluice-tables",
             "sluice-tap",
+            "sluice-vf",
             "sluice-wire",
         ],
     ),
@@ -47,7 +49,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("sluice-tap", &["sluice-port"]),
     ("sluice-hostnet", &[]),
     ("sluice-testkit", &["sluice-wire", "sluice-tables", "sluice-port"]),
-    ("hugepage-setup", &[]),
+    ("sluice-machine", &[]),
+    ("sluice-vf", &["sluice-machine"]),
+    ("hugepage-setup", &["sluice-ctrl", "sluice-machine"]),
 ];
 
 /// Pairs that may not meet in tests either: their common language is `sluice-tables`.

@@ -1,24 +1,29 @@
-//! Carries a plan out, and takes it back.
+//! Carries a plan out.
 //!
-//! Invariants: a number is read again right before it is raised and never lowered by an apply; an undo takes only pages that
-//! an apply added and that nobody uses; the record is written after every change, so a killed run can be undone.
+//! Invariants: a number is read again right before it is raised and never lowered; the record is written after every change, so a
+//! killed run can be undone; a step that fails is reported and the others are done all the same.
 
-use crate::plan::{Plan, Step};
-use crate::record::{FILE, Mounted, Record};
-use crate::unit;
+use crate::files;
+use crate::plan::{Plan, ports_added};
+use crate::record::{FILE, MadeVfs, Mounted, Record};
+use crate::step::{RESERVED, Size, Step, numvfs};
 use rustix::mount::{MountFlags, UnmountFlags};
 use serde::Serialize;
+use std::ffi::CString;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// What changes the host: the kernel, or a test's stand-in for one that gives less.
 pub trait Kernel {
-    /// Asks for `pages` in an `nr_hugepages` file; the kernel may give fewer without an error.
-    fn set_pages(&self, file: &Path, pages: u64) -> io::Result<()>;
-    /// Mounts hugetlbfs of 2 MB pages.
-    fn mount(&self, target: &Path) -> io::Result<()>;
+    /// Writes a number or word into a file of the kernel's; it may take less than it was asked without an error.
+    fn write(&self, file: &Path, value: &str) -> io::Result<()>;
+    /// Mounts hugetlbfs of pages of this size.
+    fn mount(&self, target: &Path, size: Size) -> io::Result<()>;
     /// Unmounts it; fails while a file there is open.
     fn unmount(&self, target: &Path) -> io::Result<()>;
+    /// Loads (or with `unload` removes) a module of the host whose root is `root`.
+    fn module(&self, root: &Path, module: &str, unload: bool) -> io::Result<()>;
 }
 
 /// The kernel that runs this program.
@@ -26,17 +31,40 @@ pub trait Kernel {
 pub struct Running;
 
 impl Kernel for Running {
-    fn set_pages(&self, file: &Path, pages: u64) -> io::Result<()> {
-        std::fs::write(file, pages.to_string())
+    fn write(&self, file: &Path, value: &str) -> io::Result<()> {
+        // Opened without truncating: the kernel's files are not files.
+        let mut opened = std::fs::OpenOptions::new().write(true).open(file)?;
+        io::Write::write_all(&mut opened, format!("{value}\n").as_bytes())
     }
 
-    fn mount(&self, target: &Path) -> io::Result<()> {
+    fn mount(&self, target: &Path, size: Size) -> io::Result<()> {
         let flags = MountFlags::NOSUID | MountFlags::NODEV;
-        Ok(rustix::mount::mount("none", target, "hugetlbfs", flags, Some(c"pagesize=2M"))?)
+        let options = CString::new(format!("pagesize={}", size.name()))?;
+        Ok(rustix::mount::mount("none", target, "hugetlbfs", flags, Some(options.as_c_str()))?)
     }
 
     fn unmount(&self, target: &Path) -> io::Result<()> {
         Ok(rustix::mount::unmount(target, UnmountFlags::empty())?)
+    }
+
+    fn module(&self, root: &Path, module: &str, unload: bool) -> io::Result<()> {
+        // The host's own modprobe and modules, not the container's.
+        let mut command = match root == Path::new("/") {
+            true => Command::new("modprobe"),
+            false => {
+                let mut command = Command::new("chroot");
+                command.arg(root).arg("modprobe");
+                command
+            }
+        };
+        if unload {
+            command.arg("-r");
+        }
+        let output = command.arg(module).output()?;
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(io::Error::other(String::from_utf8_lossy(&output.stderr).trim().to_owned())),
+        }
     }
 }
 
@@ -63,20 +91,28 @@ pub struct Outcome {
     pub notes: Vec<String>,
 }
 
-fn failed<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> ApplyError + 'a {
+pub(crate) fn failed<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> ApplyError + 'a {
     move |source| ApplyError { what, path: path.to_owned(), source }
 }
 
-fn number(path: &Path) -> Result<u64, ApplyError> {
+pub(crate) fn number(path: &Path) -> Result<u64, ApplyError> {
     let text = std::fs::read_to_string(path).map_err(failed("reading", path))?;
     text.trim().parse().map_err(|e| failed("reading", path)(io::Error::new(io::ErrorKind::InvalidData, e)))
 }
 
-fn on(root: &Path, absolute: &str) -> PathBuf {
+pub(crate) fn on(root: &Path, absolute: &str) -> PathBuf {
     root.join(absolute.trim_start_matches('/'))
 }
 
-/// Does the page and mount steps of `plan`. `boot` and `systemd` are what was found.
+/// Where changes are made and noted.
+struct Hands<'a> {
+    root: &'a Path,
+    kernel: &'a dyn Kernel,
+    record: Record,
+    outcome: Outcome,
+}
+
+/// Does the steps of `plan`. `boot` and `systemd` are what was found.
 pub fn apply(
     root: &Path,
     kernel: &dyn Kernel,
@@ -87,128 +123,125 @@ pub fn apply(
     let file = root.join(FILE);
     let mut record = Record::load(root, boot).map_err(failed("reading", &file))?;
     record.boot = boot.map(str::to_owned);
+    let mut hands = Hands { root, kernel, record, outcome: Outcome::default() };
     // What cannot be recorded could not be undone: a read-only disk shows here, before the first change.
-    let store = |record: &Record| record.store(root).map_err(failed("writing", &file));
     if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder).map_err(failed("making", folder))?;
     }
-    store(&record)?;
+    hands.store()?;
     if systemd {
-        let path = root.join(unit::FILE);
-        unit::owned(root).map_err(failed("writing", &path))?;
+        files::owned(root).map_err(failed("writing below", root))?;
     }
-    let mut outcome = Outcome::default();
     for step in &plan.steps {
-        match step {
-            Step::SetPages { node, file, to, .. } => {
-                let path = on(root, file);
-                let before = number(&path)?;
-                if before >= *to {
-                    continue;
-                }
-                kernel.set_pages(&path, *to).map_err(failed("writing", &path))?;
-                let after = number(&path)?;
-                record.add(*node, file, after.saturating_sub(before), after);
-                store(&record)?;
-                outcome.done.push(format!("node {node}: 2 MB pages from {before} to {after}"));
-                if after < *to {
-                    outcome.short.push(format!(
-                        "node {node}: the kernel gave {after} of {to} pages: its memory is fragmented; more come after \
-                         `echo 1 > /proc/sys/vm/compact_memory` or a reboot"
-                    ));
-                }
-            }
-            Step::Mount { target, .. } => {
-                let path = on(root, target);
-                let made_folder = !path.exists();
-                std::fs::create_dir_all(&path).map_err(failed("making", &path))?;
-                kernel.mount(&path).map_err(failed("mounting hugetlbfs at", &path))?;
-                record.mount = Some(Mounted { target: target.clone(), made_folder });
-                store(&record)?;
-                outcome.done.push(format!("hugetlbfs mounted at {target}"));
-            }
-            Step::Advice { .. } => {}
+        // One that fails costs itself.
+        if let Err(error) = hands.step(step) {
+            hands.outcome.short.push(error.to_string());
         }
+        hands.store()?;
     }
-    for short in &plan.shortfalls {
-        outcome.short.push(format!(
-            "node {}: memory for {} of {} pages{}",
-            short.node,
-            short.possible,
-            short.wanted,
-            short
-                .elsewhere
-                .iter()
-                .map(|e| format!("; node {} has {} free and memory for {}", e.node, e.free_pages, e.possible_pages))
-                .collect::<String>()
-        ));
-    }
-    if record.pages.is_empty() && record.mount.is_none() {
-        outcome.notes.push("nothing of this program's needs to last".to_owned());
-    } else if systemd {
-        let path = root.join(unit::FILE);
-        unit::write(root, &record).map_err(failed("writing", &path))?;
-        record.unit = true;
-        store(&record)?;
-        outcome.notes.push(format!("persistent: /{}", unit::FILE));
-    } else {
-        outcome.notes.push("not persistent: systemd does not run this host; apply again after each boot".to_owned());
-    }
-    Ok(outcome)
+    hands.outcome.short.extend(plan.shortfalls.iter().map(ToString::to_string));
+    hands.last(systemd)?;
+    Ok(hands.outcome)
 }
 
-/// Takes back what the record says, the last change first.
-pub fn undo(root: &Path, kernel: &dyn Kernel, boot: Option<&str>) -> Result<Outcome, ApplyError> {
-    let file = root.join(FILE);
-    let mut record = Record::load(root, boot).map_err(failed("reading", &file))?;
-    let mut outcome = Outcome::default();
-    if record.is_empty() {
-        outcome.notes.push("nothing to undo".to_owned());
+impl Hands<'_> {
+    fn store(&self) -> Result<(), ApplyError> {
+        let file = self.root.join(FILE);
+        self.record.store(self.root).map_err(failed("writing", &file))
     }
-    if record.unit {
-        let path = root.join(unit::FILE);
-        unit::remove(root).map_err(failed("removing", &path))?;
-        record.unit = false;
-        // From here on the record is of this boot: its unit has brought all of it back.
-        record.boot = boot.map(str::to_owned);
-        record.store(root).map_err(failed("writing", &file))?;
-        outcome.done.push(format!("/{} removed", unit::FILE));
-    }
-    if let Some(mount) = record.mount.take() {
-        let path = on(root, &mount.target);
-        match kernel.unmount(&path) {
-            Ok(()) => {
-                if mount.made_folder {
-                    std::fs::remove_dir(&path).map_err(failed("removing", &path))?;
-                }
-                outcome.done.push(format!("{} unmounted", mount.target));
+
+    fn step(&mut self, step: &Step) -> Result<(), ApplyError> {
+        match step {
+            Step::SetPages { node, size, file, to, .. } => self.pages(*node, *size, file, *to),
+            Step::Mount { target, size, .. } => self.mount(target, *size),
+            Step::LoadModule { module, .. } => {
+                let root = self.root;
+                self.kernel.module(root, module, false).map_err(failed("modprobe", Path::new(module)))?;
+                self.record.modules.push(module.clone());
+                self.outcome.done.push(format!("module {module} loaded"));
+                Ok(())
             }
-            // Somebody else unmounted it already.
-            Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {}
-            Err(e) => {
-                outcome.short.push(format!("{} stays mounted: {e}", mount.target));
-                record.mount = Some(mount);
-            }
+            Step::MakeVfs { pf, interface, count, .. } => self.vfs(pf, interface.as_deref(), *count),
+            Step::ReservePorts { value, .. } => self.ports(value),
+            Step::Advice { .. } => Ok(()),
         }
-        record.store(root).map_err(failed("writing", &file))?;
     }
-    for pages in std::mem::take(&mut record.pages).into_iter().rev() {
-        let path = on(root, &pages.file);
+
+    fn pages(&mut self, node: u32, size: Size, file: &str, to: u64) -> Result<(), ApplyError> {
+        let path = on(self.root, file);
         let before = number(&path)?;
-        let free = number(&path.with_file_name("free_hugepages"))?;
-        // Lowering below what is in use would turn those pages into surplus that vanishes when its user ends.
-        let target = before.saturating_sub(pages.added.min(free));
-        kernel.set_pages(&path, target).map_err(failed("writing", &path))?;
-        let after = number(&path)?;
-        outcome.done.push(format!("node {}: 2 MB pages from {before} to {after}", pages.node));
-        let left = pages.added.saturating_sub(before.saturating_sub(after)).min(after);
-        if left > 0 {
-            outcome
-                .short
-                .push(format!("node {}: {left} of our pages are in use and stay; undo again later", pages.node));
-            record.pages.push(crate::record::Added { added: left, total: after, ..pages });
+        if before >= to {
+            return Ok(());
         }
+        self.kernel.write(&path, &to.to_string()).map_err(failed("writing", &path))?;
+        let after = number(&path)?;
+        self.record.add(node, file, after.saturating_sub(before), after);
+        self.outcome.done.push(format!("node {node}: {} pages from {before} to {after}", size.words()));
+        if after < to {
+            self.outcome.short.push(format!(
+                "node {node}: the kernel gave {after} of {to} {} pages: its memory is fragmented; more come after \
+                 `echo 1 > /proc/sys/vm/compact_memory` or a reboot",
+                size.words()
+            ));
+        }
+        Ok(())
     }
-    record.store(root).map_err(failed("writing", &file))?;
-    Ok(outcome)
+
+    fn mount(&mut self, target: &str, size: Size) -> Result<(), ApplyError> {
+        let path = on(self.root, target);
+        let made_folder = !path.exists();
+        std::fs::create_dir_all(&path).map_err(failed("making", &path))?;
+        self.kernel.mount(&path, size).map_err(failed("mounting hugetlbfs at", &path))?;
+        let page_size = size.name().to_owned();
+        self.record.mounts.push(Mounted { target: target.to_owned(), page_size, made_folder });
+        self.outcome.done.push(format!("hugetlbfs of {} pages mounted at {target}", size.words()));
+        Ok(())
+    }
+
+    fn vfs(&mut self, pf: &str, interface: Option<&str>, count: u32) -> Result<(), ApplyError> {
+        let path = on(self.root, &numvfs(pf));
+        // Somebody else may have been quicker, and theirs stay.
+        if number(&path)? != 0 {
+            return Ok(());
+        }
+        self.kernel.write(&path, &count.to_string()).map_err(failed("writing", &path))?;
+        let after = number(&path)? as u32;
+        self.record.vfs.push(MadeVfs { pf: pf.to_owned(), count: after });
+        let name = interface.unwrap_or(pf);
+        self.outcome.done.push(format!("{name}: {after} VFs"));
+        if after < count {
+            self.outcome
+                .short
+                .push(format!("{name}: its driver made {after} of {count} VFs; `dmesg | grep {pf}` says why"));
+        }
+        Ok(())
+    }
+
+    fn ports(&mut self, value: &str) -> Result<(), ApplyError> {
+        let path = on(self.root, RESERVED);
+        let before = std::fs::read_to_string(&path).map_err(failed("reading", &path))?;
+        self.kernel.write(&path, value).map_err(failed("writing", &path))?;
+        let added = ports_added(before.trim(), value).unwrap_or_default();
+        self.outcome.done.push(format!("net.ipv4.ip_local_reserved_ports: {added} added"));
+        let known = self.record.ports.take().map_or(String::new(), |ports| ports + ",");
+        self.record.ports = Some(known + &added);
+        Ok(())
+    }
+
+    /// Makes it last.
+    fn last(&mut self, systemd: bool) -> Result<(), ApplyError> {
+        if !self.record.has_changes() {
+            self.outcome.notes.push("nothing of this program's needs to last".to_owned());
+        } else if systemd {
+            let written = files::write(self.root, &self.record).map_err(failed("writing below", self.root))?;
+            self.record.unit = true;
+            self.store()?;
+            self.outcome.notes.extend(written.iter().map(|file| format!("persistent: /{file}")));
+        } else {
+            self.outcome
+                .notes
+                .push("not persistent: systemd does not run this host; apply again after each boot".to_owned());
+        }
+        Ok(())
+    }
 }

@@ -1,7 +1,7 @@
 //! What `--apply` changed, so that `--undo` takes back that and nothing else.
 //!
-//! Source of truth: `/var/lib/sluicegate/hugepage-setup.json`, replaced whole by rename after every change. Pages and mounts
-//! end with a boot; unless the unit brings them back, a record of an earlier boot speaks of nothing any more.
+//! Source of truth: `/var/lib/sluicegate/hugepage-setup.json`, replaced whole by rename after every change. Pages, mounts, modules,
+//! VFs and settings end with a boot; unless our files bring them back, a record of an earlier boot speaks of nothing any more.
 
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -28,8 +28,24 @@ pub struct Added {
 pub struct Mounted {
     /// Where.
     pub target: String,
+    /// `2M` or `1G`.
+    #[serde(default = "small")]
+    pub page_size: String,
     /// Whether the folder is ours too.
     pub made_folder: bool,
+}
+
+fn small() -> String {
+    "2M".to_owned()
+}
+
+/// VFs that we made of a PF that had none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeVfs {
+    /// Address of the PF.
+    pub pf: String,
+    /// How many.
+    pub count: u32,
 }
 
 /// All changes that stand.
@@ -38,11 +54,24 @@ pub struct Mounted {
 pub struct Record {
     /// The boot they were made in.
     pub boot: Option<String>,
-    /// Pages by node.
+    /// Pages by node and size.
     pub pages: Vec<Added>,
-    /// The mount.
+    /// A mount, as versions before 1 GB pages noted it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mount: Option<Mounted>,
-    /// Whether the systemd unit is ours and there.
+    /// Mounts.
+    #[serde(default)]
+    pub mounts: Vec<Mounted>,
+    /// Modules that we loaded.
+    #[serde(default)]
+    pub modules: Vec<String>,
+    /// VFs.
+    #[serde(default)]
+    pub vfs: Vec<MadeVfs>,
+    /// Ports that we added to `ip_local_reserved_ports`.
+    #[serde(default)]
+    pub ports: Option<String>,
+    /// Whether files that bring all of it back at boot are ours and there.
     pub unit: bool,
 }
 
@@ -54,7 +83,8 @@ impl Record {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Record::default()),
             Err(e) => return Err(e),
         };
-        let record: Record = serde_json::from_slice(&text)?;
+        let mut record: Record = serde_json::from_slice(&text)?;
+        record.mounts.extend(record.mount.take());
         let gone = record.boot.as_deref() != boot && !record.unit;
         Ok(if gone { Record::default() } else { record })
     }
@@ -78,7 +108,13 @@ impl Record {
 
     /// Whether nothing of ours stands.
     pub fn is_empty(&self) -> bool {
-        self.pages.is_empty() && self.mount.is_none() && !self.unit
+        !self.has_changes() && !self.unit
+    }
+
+    /// Whether there is anything that a boot would end.
+    pub fn has_changes(&self) -> bool {
+        let Record { pages, mounts, modules, vfs, ports, .. } = self;
+        !(pages.is_empty() && mounts.is_empty() && modules.is_empty() && vfs.is_empty() && ports.is_none())
     }
 
     /// Notes that `added` pages came to a node that now has `total`.

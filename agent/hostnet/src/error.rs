@@ -54,6 +54,18 @@ pub enum HostError {
         /// The namespace that was searched.
         namespace: String,
     },
+    /// The name is another interface's in that namespace.
+    #[error(
+        "cannot {operation}: network namespace {namespace} has an interface {interface} already; `ip link set {interface} name OTHER` there frees the name"
+    )]
+    NameTaken {
+        /// What was attempted.
+        operation: &'static str,
+        /// The name.
+        interface: String,
+        /// The namespace that has it.
+        namespace: String,
+    },
     /// IPv6 needs 1,280 bytes (RFC 8200 section 5); the kernel takes IPv6 off an interface with less.
     #[error(
         "cannot give {interface} an IPv6 address with an MTU of {mtu}: IPv6 needs 1280 or more; raise the uplink's: `ip link set UPLINK mtu 1500`"

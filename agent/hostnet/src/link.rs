@@ -1,5 +1,6 @@
 //! Interfaces: what the kernel says of one, and making, changing and removing them.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsRawFd;
 
 use ipnet::IpNet;
@@ -113,6 +114,85 @@ pub fn veth_into(ns: &Netns, host_name: &str, pod: &Netns, pod_name: &str, queue
             let _ = netlink.request("delete half a veth pair", RouteNetlinkMessage::DelLink(named(host_name)), 0);
         })
     })
+}
+
+/// Moves an interface, hardware too, into another namespace under a name of its own there; it arrives down and without
+/// addresses. The name must be free there.
+///
+/// # Errors
+/// When there is no such interface, the name is taken, or the kernel refuses (a bond's member, a device of another kind).
+pub fn move_link(from: &Netns, name: &str, to: &Netns, new_name: &str) -> Result<(), HostError> {
+    check_name(name)?;
+    check_name(new_name)?;
+    let taken = Netlink::within(to, |netlink| find(netlink, new_name))?;
+    if taken.is_some() {
+        let operation = "move an interface";
+        let (interface, namespace) = (new_name.to_owned(), to.label().to_owned());
+        return Err(HostError::NameTaken { operation, interface, namespace });
+    }
+    Netlink::within(from, |netlink| {
+        let link = existing(netlink, "move an interface", name)?;
+        let operation = format!("move {name} to {} as {new_name}", to.label());
+        // Down first: an interface that is up cannot be renamed.
+        lower(netlink, &link)?;
+        let mut message = LinkMessage::default();
+        message.header.index = link.index;
+        message.attributes.push(LinkAttribute::NetNsFd(to.as_fd().as_raw_fd()));
+        message.attributes.push(LinkAttribute::IfName(new_name.to_owned()));
+        netlink.request(&operation, RouteNetlinkMessage::SetLink(message), 0).map(drop)
+    })
+}
+
+/// Gives an interface a name, MAC and MTU, and sets it down.
+///
+/// # Errors
+/// When there is no such interface, or the kernel refuses.
+pub fn settle_link(ns: &Netns, name: &str, new_name: &str, mac: [u8; 6], mtu: u32) -> Result<(), HostError> {
+    check_name(name)?;
+    check_name(new_name)?;
+    Netlink::within(ns, |netlink| {
+        let link = existing(netlink, "settle an interface", name)?;
+        lower(netlink, &link)?;
+        let mut message = LinkMessage::default();
+        message.header.index = link.index;
+        if link.mac != mac {
+            message.attributes.push(LinkAttribute::Address(mac.to_vec()));
+        }
+        if link.mtu != mtu && mtu != 0 {
+            message.attributes.push(LinkAttribute::Mtu(mtu));
+        }
+        if name != new_name {
+            message.attributes.push(LinkAttribute::IfName(new_name.to_owned()));
+        }
+        if message.attributes.is_empty() {
+            return Ok(());
+        }
+        let operation = format!("settle {name} as {new_name}");
+        netlink.request(&operation, RouteNetlinkMessage::SetLink(message), 0).map(drop)
+    })
+}
+
+fn lower(netlink: &mut Netlink, link: &Interface) -> Result<(), HostError> {
+    if !link.up {
+        return Ok(());
+    }
+    let mut message = LinkMessage::default();
+    message.header.index = link.index;
+    message.header.change_mask = LinkFlags::Up;
+    netlink.request(&format!("set {} down", link.name), RouteNetlinkMessage::SetLink(message), 0).map(drop)
+}
+
+/// Names of interfaces by their numbers.
+pub(crate) fn names_of(netlink: &mut Netlink, indices: &BTreeSet<u32>) -> Result<BTreeSet<String>, HostError> {
+    if indices.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let all = netlink.dump("read the interfaces", RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    let links = all.into_iter().filter_map(|answer| match answer {
+        RouteNetlinkMessage::NewLink(link) => Some(described(link)),
+        _ => None,
+    });
+    Ok(links.filter(|link| indices.contains(&link.index)).map(|link| link.name).collect())
 }
 
 /// The interface without its addresses, or none.

@@ -3,6 +3,7 @@
 //! Ours carry a protocol number of their own: what we find with it and no longer want, we remove; a route that anyone else
 //! made is never replaced or removed.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -50,6 +51,38 @@ pub fn default_gateways(ns: &Netns, interface: &str) -> Result<[Option<IpAddr>; 
         }
         Ok(gateways)
     })
+}
+
+/// Names of the interfaces that a default route of the main table goes over.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn default_route_interfaces(ns: &Netns) -> Result<BTreeSet<String>, HostError> {
+    Netlink::within(ns, |netlink| {
+        let mut indices = BTreeSet::new();
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = RouteMessage::default();
+            request.header.address_family = family;
+            for answer in netlink.dump("read the default routes", RouteNetlinkMessage::GetRoute(request))? {
+                let RouteNetlinkMessage::NewRoute(route) = answer else { continue };
+                let ours = route.header.table == RouteHeader::RT_TABLE_MAIN && route.header.kind == RouteType::Unicast;
+                if ours && route.header.destination_prefix_length == 0 {
+                    indices.extend(outputs(&route));
+                }
+            }
+        }
+        link::names_of(netlink, &indices)
+    })
+}
+
+/// Indices of the interfaces that a route goes over.
+fn outputs(route: &RouteMessage) -> Vec<u32> {
+    let of = |attribute: &RouteAttribute| match attribute {
+        RouteAttribute::Oif(index) => vec![*index],
+        RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
+        _ => Vec::new(),
+    };
+    route.attributes.iter().flat_map(of).collect()
 }
 
 /// Makes `wanted` our only routes over the interface.
@@ -110,11 +143,7 @@ fn over(netlink: &mut Netlink, link: &Interface, family: AddressFamily) -> Resul
 }
 
 fn goes_over(route: &RouteMessage, index: u32) -> bool {
-    route.attributes.iter().any(|attribute| match attribute {
-        RouteAttribute::Oif(oif) => *oif == index,
-        RouteAttribute::MultiPath(hops) => hops.iter().any(|hop| hop.interface_index == index),
-        _ => false,
-    })
+    outputs(route).contains(&index)
 }
 
 fn metric(route: &RouteMessage) -> u32 {

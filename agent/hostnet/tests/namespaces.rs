@@ -258,6 +258,47 @@ fn a_veth_pair_has_its_queues_and_a_taken_name_is_an_error() {
 }
 
 #[test]
+fn an_interface_goes_to_another_namespace_and_comes_home_as_it_was() {
+    // An end of a veth pair stands in for a VF's interface: the kernel moves both alike.
+    let (Some(node), Some(pod)) = (Space::new(), Space::new()) else { return };
+    node.ip("link add vf7 type veth peer name far7");
+    node.ip("link set vf7 address 02:00:00:00:00:07 mtu 1400 up");
+    node.ip("address add 192.0.2.7/24 dev vf7");
+    move_link(&node.ns, "vf7", &pod.ns, "vf0").unwrap();
+    assert_eq!(interface(&node.ns, "vf7").unwrap(), None);
+    let there = interface(&pod.ns, "vf0").unwrap().unwrap();
+    assert_eq!((there.mac, there.mtu, there.up), ([2, 0, 0, 0, 0, 7], 1400, false));
+    assert!(there.addresses.is_empty());
+    pod.ip("link set vf0 address 02:00:00:00:00:99 mtu 1300 up");
+    // A name that is taken is refused before anything moves.
+    node.ip("link add vf7 type veth peer name other7");
+    let refused = move_link(&pod.ns, "vf0", &node.ns, "vf7").unwrap_err();
+    assert!(matches!(refused, HostError::NameTaken { .. }), "{refused}");
+    node.ip("link del vf7");
+    move_link(&pod.ns, "vf0", &node.ns, "back").unwrap();
+    settle_link(&node.ns, "back", "vf7", [2, 0, 0, 0, 0, 7], 1400).unwrap();
+    let home = interface(&node.ns, "vf7").unwrap().unwrap();
+    assert_eq!((home.mac, home.mtu, home.up), ([2, 0, 0, 0, 0, 7], 1400, false));
+}
+
+#[test]
+fn interfaces_with_a_default_route_of_either_family_are_found() {
+    let Some(space) = Space::new() else { return };
+    assert!(default_route_interfaces(&space.ns).unwrap().is_empty());
+    for (one, other) in [("dev0", "dev1"), ("dev2", "dev3")] {
+        space.ip(&format!("link add {one} type veth peer name {other}"));
+        space.ip(&format!("link set {one} up"));
+        space.ip(&format!("link set {other} up"));
+    }
+    space.ip("route add default dev dev0");
+    space.ip("route add 10.0.0.0/8 dev dev3");
+    space.ip("-6 route add default dev dev1");
+    space.ip("route add default metric 9 nexthop dev dev2 nexthop dev dev0");
+    let names: Vec<String> = default_route_interfaces(&space.ns).unwrap().into_iter().collect();
+    assert_eq!(names, ["dev0", "dev1", "dev2"]);
+}
+
+#[test]
 fn reserved_ports_are_read_merged_written_and_cleared() {
     let Some(node) = Space::new() else { return };
     assert_eq!(reserved_ports(&node.ns).unwrap(), "");
