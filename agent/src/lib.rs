@@ -4,6 +4,7 @@ pub mod api;
 pub mod bench;
 pub mod cli;
 pub mod daemon;
+pub mod domain_names;
 pub mod metrics;
 pub mod replay;
 pub mod settings;

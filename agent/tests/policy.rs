@@ -365,3 +365,125 @@ fn what_an_audited_policy_would_deny_passes_and_says_so() {
     let cell = cells.iter().find(|cell| cell["from"] == "outside" && cell["to"] == "shop/db-0").unwrap();
     assert_eq!((&cell["verdict"], &cell["audited"][0]), (&"allow".into(), &"tcp/80".into()));
 }
+
+/// Only the shop's web pods are limited: to names, to DNS and to nobody else.
+const NAMED: &str = "---
+apiVersion: policy.networking.k8s.io/v1alpha2
+kind: ClusterNetworkPolicy
+metadata: {name: names}
+spec:
+  tier: Admin
+  priority: 1
+  subject: {pods: {podSelector: {matchLabels: {app: web}}}}
+  egress:
+  - {name: web, action: Accept, to: [{domainNames: ['*.example.org', api.example.net]}], protocols: [{tcp: {destinationPort: {number: 443}}}]}
+  - {name: rest, action: Deny, to: [{networks: ['0.0.0.0/0', '::/0']}]}
+";
+const WWW: &str = "www.example.org=198.51.100.7,2001:db8:7::7";
+
+#[test]
+fn a_domain_name_is_judged_by_the_addresses_that_are_said_and_closed_without_them() {
+    let folder = folder(&[NAMED.to_owned()]);
+    let manifests = folder.path().to_str().unwrap();
+    let check = |to: &str, more: &[&str]| {
+        let arguments =
+            ["policy", "check", "--manifests", manifests, "--from", "shop/web-0", "--to", to, "--port", "443"];
+        sluice(&[&arguments[..], &["-o", "json"], more].concat())
+    };
+    let verdict = |done: &Output| -> Value { serde_json::from_slice(&done.stdout).unwrap() };
+    let said = ["--dns", WWW, "--dns", "api.example.net=198.51.100.9"];
+    for (to, more) in [("www.example.org", &[][..]), ("198.51.100.7", &[]), ("www.example.org", &["--family", "6"])] {
+        let done = check(to, &[&said[..], more].concat());
+        let answer = verdict(&done);
+        assert_eq!(
+            (&answer["verdict"], &answer["decided_by"]),
+            (&"allow".into(), &"ClusterNetworkPolicy/names#web".into())
+        );
+        let considered = answer["egress"]["considered"].as_array().unwrap();
+        assert!(considered[0]["decides"] == true && considered[0]["peer"] == true, "{answer}");
+        assert!(err(&done).is_empty(), "{}", err(&done));
+    }
+    // Another address, another name's address, another port.
+    let stranger = check("198.51.100.8", &said);
+    assert_eq!(verdict(&stranger)["decided_by"], "ClusterNetworkPolicy/names#rest");
+    // Without addresses the rule matches nothing, and that is told.
+    let unsaid = check("198.51.100.7", &[]);
+    assert_eq!(verdict(&unsaid)["verdict"], "deny");
+    let told = err(&unsaid);
+    assert!(told.contains("*.example.org") && told.contains("api.example.net") && told.contains("--dns"), "{told}");
+    // One of a name's addresses that is not allowed is enough: a client does not choose.
+    let both = check("evil.test", &["--dns", "evil.test=198.51.100.7", "--dns", "evil.test=203.0.113.1", "--dns", WWW]);
+    let answer = verdict(&both);
+    assert_eq!(answer["verdict"], "deny");
+    assert_eq!(answer["backends"].as_array().unwrap().len(), 2);
+    assert!(err(&both).contains("no rule has evil.test among its domainNames"), "{}", err(&both));
+}
+
+#[test]
+fn what_is_no_name_no_address_or_no_file_of_names_ends_with_2() {
+    let folder = folder(&[NAMED.to_owned()]);
+    let manifests = folder.path().to_str().unwrap();
+    let file = folder.path().join("names.txt");
+    std::fs::write(&file, "- just\n- a list\n").unwrap();
+    let file = file.to_str().unwrap();
+    let ask = |to: &str, more: &[&str]| {
+        let arguments =
+            ["policy", "check", "--manifests", manifests, "--from", "shop/web-0", "--to", to, "--port", "443"];
+        sluice(&[&arguments[..], more].concat())
+    };
+    for (to, more, word) in [
+        ("www.example.org", &[][..], "--dns www.example.org=ADDRESS"),
+        ("198.51.100.7", &["--dns", "www.example.org"], "NAME=ADDRESS"),
+        ("198.51.100.7", &["--dns", "www.example.org=elsewhere"], "not looked up"),
+        ("198.51.100.7", &["--dns-file", file], "expected a mapping"),
+        ("198.51.100.7", &["--dns-file", "/nowhere/at/all"], "/nowhere/at/all"),
+    ] {
+        let done = ask(to, more);
+        assert_eq!(done.status.code(), Some(2), "{to} {more:?}: {}", err(&done));
+        assert!(err(&done).contains(word), "{more:?}: {}", err(&done));
+    }
+    let from =
+        ["policy", "check", "--manifests", manifests, "--from", "www.example.org", "--to", "shop/db-0", "--port", "1"];
+    let done = sluice(&[&from[..], &["--dns", WWW]].concat());
+    assert_eq!(done.status.code(), Some(2));
+    assert!(err(&done).contains("name the source by its address"), "{}", err(&done));
+}
+
+#[test]
+fn names_that_are_said_are_columns_of_a_matrix_cases_of_a_test_and_lines_of_a_diff() {
+    let (now, next) = (folder(&[NAMED.to_owned()]), folder(&[NAMED.replace("'*.example.org', ", "")]));
+    let manifests = now.path().to_str().unwrap();
+    let names = now.path().join("names.map");
+    std::fs::write(&names, "www.example.org: [198.51.100.7]\n").unwrap();
+    let file = ["--dns-file", names.to_str().unwrap()];
+    let done =
+        sluice(&[&["policy", "matrix", "--manifests", manifests, "--port", "443", "-o", "json"][..], &file].concat());
+    let matrix: Value = serde_json::from_slice(&done.stdout).unwrap();
+    let cell = |from: &str, to: &str| {
+        let cells = matrix["cells"].as_array().unwrap();
+        cells.iter().find(|c| c["from"] == from && c["to"] == to).map(|c| c["verdict"].clone())
+    };
+    assert_eq!(cell("shop/web-0", "www.example.org"), Some("allow".into()));
+    assert_eq!(cell("shop/web-0", "outside"), Some("deny".into()));
+    assert_eq!(cell("shop/client-0", "www.example.org"), Some("allow".into()));
+    let cases = now.path().join("cases.txt");
+    std::fs::write(
+        &cases,
+        "- {from: shop/web-0, to: www.example.org, port: 443, expect: allow}\n\
+         - {from: shop/web-0, to: www.example.org, port: 80, expect: deny}\n",
+    )
+    .unwrap();
+    let arguments = ["policy", "test", cases.to_str().unwrap(), "--manifests", manifests];
+    let done = sluice(&[&arguments[..], &file].concat());
+    assert_eq!(done.status.code(), Some(0), "{}", err(&done));
+    let arguments = ["policy", "diff", manifests, next.path().to_str().unwrap(), "-o", "json"];
+    let done = sluice(&[&arguments[..], &file].concat());
+    let difference: Value = serde_json::from_slice(&done.stdout).unwrap();
+    let changes = difference["changes"].as_array().unwrap();
+    assert_eq!(changes.len(), 1, "{changes:?}");
+    assert_eq!([&changes[0]["from"], &changes[0]["to"]], ["shop/web-0", "www.example.org"]);
+    assert_eq!(
+        [&changes[0]["old"], &changes[0]["new"], &changes[0]["port"]],
+        [&Value::from("allow"), &"deny".into(), &443.into()]
+    );
+}

@@ -9,9 +9,11 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use serde_json::{Value, json};
 use sluice_ctrl::compile::{Compiled, Knobs, LocalView, Replay, compile};
 use sluice_ctrl::config::Config;
+use sluice_ctrl::import::live::{Delta, Live, Touched};
 use sluice_ctrl::import::{Defaults, Importer};
+use sluice_ctrl::model::Cluster;
 use sluice_ctrl::source::{Identified, ObjectKey, ObjectSet, Origin, RawObject, identify};
-use sluice_snapshot::Writer;
+use sluice_snapshot::{Reader, Writer};
 use sluice_tables::{Address, PolicySetId, Tables};
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -183,7 +185,7 @@ fn large_node(c: &mut Criterion) {
         scale.namespaces * POLICIES,
         tables.pods.iter().count(),
         tables.policy.sets.len(),
-        tables.policy.distinct_maps().len(),
+        tables.policy.sets.iter().map(|set| set.maps.len()).sum::<usize>(),
     );
     eprintln!("bytes: identities {}, policy {}", tables.identities.bytes(), tables.policy.bytes());
 
@@ -200,24 +202,88 @@ fn large_node(c: &mut Criterion) {
     group.sample_size(10).measurement_time(Duration::from_secs(5));
     group.bench_function("compile", |b| b.iter(|| black_box(bed.compile(None)).tables.policy.sets.len()));
 
-    // One pod of the fortieth namespace goes from one app to another and back, as `kubectl label` does.
+    // One pod of the fortieth namespace goes from one app to another and back, as `kubectl label` does; `alone` is an app of
+    // which it is the only pod, so that sets come and go with it.
     let label = |app| raw(pod(40, 3, 1, app));
+    for (name, to) in [("label-change", 4), ("label-change-alone", APPS + 1)] {
+        let changed = [label(to), label(3)];
+        let mut follower = Follower::new(&bed, &compiled);
+        let mut turn = 0;
+        group.bench_function(name, |b| {
+            b.iter(|| {
+                let (key, object) = changed[turn % 2].clone();
+                turn += 1;
+                follower.take(&bed, Delta { key, object: Some(object) });
+            });
+        });
+    }
+    // The same where the cluster is a folder: all objects are walked, none but the changed one is read.
     let changed = [label(4), label(3)];
-    let mut writer = Writer::new(Arc::new(compiled.tables.clone()));
-    let mut reader = writer.reader();
-    let (mut previous, mut turn) = (compiled, 0);
-    group.bench_function("label-change", |b| {
+    let mut shelf = Shelf::new(&compiled);
+    let mut turn = 0;
+    group.bench_function("label-change-folder", |b| {
         b.iter(|| {
             let (key, object) = changed[turn % 2].clone();
             turn += 1;
             bed.objects.objects.insert(key, object);
-            let next = bed.compile(Some(&previous));
-            writer.publish(Arc::new(next.tables.clone()));
-            assert!(reader.refresh());
-            previous = next;
+            let next = bed.compile(Some(&shelf.last));
+            shelf.publish(next);
         });
     });
     group.finish();
+}
+
+/// The tables in force, and a worker that runs on them.
+struct Shelf {
+    last: Compiled,
+    writer: Writer<Tables>,
+    reader: Reader<Tables>,
+}
+
+impl Shelf {
+    fn new(first: &Compiled) -> Shelf {
+        let mut writer = Writer::new(Arc::new(first.tables.clone()));
+        let reader = writer.reader();
+        Shelf { last: first.clone(), writer, reader }
+    }
+
+    /// Publishes, has the worker take it up, and frees what it has left.
+    fn publish(&mut self, next: Compiled) {
+        self.writer.publish(Arc::new(next.tables.clone()));
+        assert!(self.reader.refresh());
+        self.last = next;
+        self.writer.collect();
+    }
+}
+
+/// A node that follows an API server.
+struct Follower {
+    live: Live,
+    cluster: Cluster,
+    shelf: Shelf,
+}
+
+impl Follower {
+    fn new(bed: &Bed, compiled: &Compiled) -> Follower {
+        let (mut live, mut cluster) = (Live::default(), Cluster::default());
+        let object = |(key, raw): (&ObjectKey, &Arc<RawObject>)| Delta { key: key.clone(), object: Some(raw.clone()) };
+        let all = bed.objects.objects.iter().map(object).collect();
+        live.replace(&mut cluster, all, &mut Touched::default());
+        let mut follower = Follower { live, cluster, shelf: Shelf::new(compiled) };
+        // Values of its own cluster from here on.
+        let first = compile(&follower.cluster, &bed.view, &bed.knobs, None).expect("it fits");
+        follower.shelf.publish(first);
+        follower
+    }
+
+    /// One event, from the object to a worker that runs on its tables.
+    fn take(&mut self, bed: &Bed, delta: Delta) {
+        let mut touched = Touched::default();
+        self.live.apply(&mut self.cluster, delta, &mut touched);
+        assert!(touched.others);
+        let next = compile(&self.cluster, &bed.view, &bed.knobs, Some(&self.shelf.last)).expect("it fits");
+        self.shelf.publish(next);
+    }
 }
 
 criterion_group! {

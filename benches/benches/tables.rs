@@ -42,7 +42,7 @@ fn policy(c: &mut Criterion) {
             PortMap { tcp: intervals.clone(), udp: intervals.clone(), sctp: intervals, other: decision(false, 1) };
         let policy = Policy {
             sets: vec![Arc::new(PolicySet {
-                maps: vec![Arc::new(map)],
+                maps: [map].iter().collect(),
                 by_identity: (0..rules).map(|n| (IdentityId(n), 0)).collect(),
                 ..PolicySet::default()
             })],

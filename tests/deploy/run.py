@@ -130,8 +130,8 @@ def check_rbac(title, objects):
         if verb not in ("get", "list", "watch")
     }
     allowed = {
-        ("egressgateways/status", "patch"), ("ippools/status", "patch"), ("nodes/status", "patch"), ("nodes", "patch"),
-        ("events", "create"), ("events", "patch"), ("services/status", "patch"),
+        ("clusternetworkpolicies/status", "patch"), ("egressgateways/status", "patch"), ("ippools/status", "patch"),
+        ("nodes/status", "patch"), ("nodes", "patch"), ("events", "create"), ("events", "patch"), ("services/status", "patch"),
     }
     check(f"{title}: writes are status, events and the node's taint alone", writes <= allowed, str(writes - allowed))
     own = [r for o in objects if o["kind"] == "Role" for r in o["rules"]]

@@ -225,6 +225,38 @@ def a_connection_is_cut_by_the_policy_that_forbids_it_and_no_other(bin_dir):
 
 
 @test
+def policies_over_the_limit_are_told_with_the_one_that_has_most_and_open_nothing(bin_dir):
+    deny = ("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: { name: guard, namespace: default }\n"
+            "spec: { podSelector: { matchLabels: { app: pod-1 } }, policyTypes: [Ingress] }\n")
+    blocks = ", ".join(f'{{ ipBlock: {{ cidr: "100.64.{n}.0/24" }} }}' for n in range(40))
+    wide = ("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: { name: wide, namespace: default }\n"
+            f"spec: {{ podSelector: {{}}, policyTypes: [Egress], egress: [{{ to: [{blocks}] }}, {{}}] }}\n")
+    with SmallCluster(bin_dir) as cluster:
+        cluster.configure(more="policy: { listed_peers: 30 }\n")
+        cluster.write("guard.yaml", deny)
+        cluster.up()
+        client, server = cluster.pods["default/pod-0"], cluster.pods["default/pod-1"]
+
+        def reached():
+            return client.namespace.run("curl", "-s", "--max-time", "0.5", f"http://{server.address(4)}:8080/",
+                                        check=False).returncode == 0
+        expect(not reached(), "the policy is not in force")
+        # One edit that opens the pod and cannot be compiled: nothing of it may come into force.
+        cluster.write("guard.yaml", deny.replace("policyTypes: [Ingress]", "ingress: [{}]") + "---\n" + wide)
+
+        def told():
+            said = cluster.node.sluice("status").stdout
+            return said if "NetworkPolicy/default/wide" in said else None
+        said, _ = wait_until("status names the policy", told, 5)
+        expect("Degraded" in said and "policy.listed_peers is 30" in said, said)
+        for _ in range(4):
+            expect(not reached(), "a policy that cannot be compiled has opened a pod")
+        os.remove(f"{cluster.manifests}/guard.yaml")
+        wait_until("status is well again", lambda: "Degraded" not in cluster.node.sluice("status").stdout, 5)
+        wait_until("open without policies", reached, 5)
+
+
+@test
 def an_interface_that_is_not_there_ends_the_start_with_code_4_and_its_name(bin_dir):
     with SmallCluster(bin_dir, count=0) as cluster:
         cluster.configure(interface="eth9")
@@ -374,6 +406,39 @@ def a_candidate_policy_is_tried_on_live_flows_and_touches_none(bin_dir):
         expect(trial.returncode == 0, f"Ctrl-C ends a trial with 0, not {trial.returncode}")
         found = [c for c in json.loads(out)["changes"] if (c["now"], c["then"], c["port"]) == ("deny", "allow", 8080)]
         expect(found and found[0]["packets"] >= 3 and found[0]["now_decided_by"] == "isolation", f"{out}")
+
+
+@test
+def a_candidate_with_domain_names_is_judged_by_what_pods_have_learned(bin_dir):
+    with SmallCluster(bin_dir) as cluster:
+        cluster.write("named.yaml", NAMED)
+        cluster.up()
+        client, server = cluster.pods["default/pod-0"], cluster.pods["default/pod-1"]
+        resolver = [sys.executable, f"{os.path.dirname(os.path.abspath(__file__))}/resolver.py"]
+        cluster.processes.start("resolver", server.namespace, *resolver, "serve", *server.spec.addresses)
+        listening = lambda: len(server.namespace.run("ss", "-lunH", "sport", "=", ":53").stdout.splitlines()) == 2
+        wait_until("the resolver", listening, 5)
+        address = server.address(4)
+        client.namespace.run(*resolver, "ask", address, "www.example.org")
+        connection = Conversation(client.namespace, address)
+        connection.ask()
+        candidate = f"{cluster.folder}/candidate.yaml"
+
+        def tried(text, *more):
+            with open(candidate, "w", encoding="utf-8") as file:
+                file.write(text)
+            done = cluster.node.sluice("policy", "try", candidate, "--for", "2s", "-o", "json", *more)
+            report = json.loads(done.stdout)
+            return report, [c for c in report["changes"] if c["proto"] == "tcp" and c["direction"] == "egress"]
+        report, changes = tried(NAMED)
+        expect(not changes and not report["problems"], f"the enforced set against itself: {report}")
+        report, changes = tried(NAMED.replace("*.example.org", "api.example.net"))
+        expect(any("api.example.net" in problem for problem in report["problems"]), f"{report}")
+        expect([(c["now"], c["then"]) for c in changes] == [("allow", "deny")], f"{report}")
+        expect(changes[0]["now_decided_by"] == "ClusterNetworkPolicy/named#web", f"{changes}")
+        report, changes = tried(NAMED.replace("*.example.org", "api.example.net"), "--dns", f"api.example.net={address}")
+        expect(not changes and not report["problems"], f"with the address said: {report}")
+        connection.close()
 
 
 @test

@@ -13,7 +13,8 @@ import traceback
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
 TOPICS = (
-    "overlay neighbours services changes affinity direct exposure backends intake external policy netpol_suite reject tiers "
+    "overlay neighbours services changes affinity direct exposure backends intake external policy netpol_suite "
+    "netpol_directions netpol_changes netpol_fields reject tiers tiers_egress "
     "domains audit spoofing egress "
     "masquerade errors "
     "checks size fragments flows limits host host_ports cli"

@@ -9,6 +9,7 @@
 use super::control::{Control, Link};
 use super::observe::{Listener, Told, Wanted};
 use crate::api::report::{TryChange, TryReport, TryRequest};
+use crate::domain_names::Known;
 use sluice_ctrl::compile::{Knobs, LocalView, compile};
 use sluice_ctrl::import::{Defaults, Importer};
 use sluice_ctrl::model::{Cluster, Family};
@@ -17,7 +18,7 @@ use sluice_engine::flow::{Entry, Side, Tuple};
 use sluice_engine::reason::{Reason, Stage};
 use sluice_engine::trace::Event;
 use sluice_tables::stable_hash::StableHasher;
-use sluice_tables::{Address, Decision, Direction, Tables};
+use sluice_tables::{Address, Decision, Direction, DomainId, Tables};
 use sluice_wire::layers::{Layers, Transport};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{Hash, Hasher};
@@ -84,10 +85,11 @@ impl Control {
     }
 }
 
-/// The candidate's policies by name.
+/// The candidate's policies by name, and what pods are taken to know with it.
 struct Candidate {
     objects: BTreeMap<ObjectKey, Arc<RawObject>>,
     replace_all: bool,
+    said: Known,
 }
 
 impl Candidate {
@@ -107,7 +109,11 @@ impl Candidate {
         if objects.is_empty() && !request.replace_all {
             return Err("there is no NetworkPolicy and no ClusterNetworkPolicy among the objects".to_owned());
         }
-        Ok(Candidate { objects, replace_all: request.replace_all })
+        let mut said = Known::default();
+        for (name, addresses) in request.dns {
+            said.add(&name, addresses)?;
+        }
+        Ok(Candidate { objects, replace_all: request.replace_all, said })
     }
 
     /// The cluster's objects with the candidate's policies in place of those of the same name, or of all.
@@ -133,6 +139,9 @@ struct Stand {
     generation: u64,
     workers: usize,
     problems: Vec<String>,
+    said: Known,
+    /// What pods were told of domain names, by port and address.
+    learned: HashMap<(u16, Address), Vec<DomainId>>,
 }
 
 impl Stand {
@@ -145,14 +154,23 @@ impl Stand {
             let (namespace, name) = invalid.name.split_once('/').unwrap_or(("", &invalid.name));
             of_candidate(&ObjectKey { kind: invalid.kind, namespace: namespace.into(), name: name.into() })
         });
+        let mut problems: Vec<String> = told.map(ToString::to_string).collect();
+        problems.extend(unheard(&ground.enforced, &compiled.tables, &candidate.said));
         Ok(Stand {
             enforced: ground.enforced,
             candidate: compiled.tables,
             names: names(&cluster),
             generation: ground.generation,
             workers: ground.workers,
-            problems: told.map(ToString::to_string).collect(),
+            problems,
+            said: candidate.said.clone(),
+            learned: HashMap::new(),
         })
+    }
+
+    /// Whether any rule of either side speaks of domain names.
+    fn asks_for_domains(&self) -> bool {
+        !(self.enforced.policy.domains.is_empty() && self.candidate.policy.domains.is_empty())
     }
 
     fn name(&self, address: Address) -> String {
@@ -160,8 +178,9 @@ impl Stand {
         self.names.get(&ip).cloned().unwrap_or_else(|| ip.to_string())
     }
 
-    /// What both sets say of a flow's first packet at a pod's border; none where no policy is asked.
-    fn judge(&self, zone: u16, direction: Direction, tuple: &Tuple) -> Option<[Decision; 2]> {
+    /// What both sets say of a flow's first packet at a pod's border, sent to `asked` before Service translation; none where
+    /// no policy is asked.
+    fn judge(&self, zone: u16, direction: Direction, tuple: &Tuple, asked: Address) -> Option<[Decision; 2]> {
         let own = match direction {
             Direction::Ingress => tuple.source,
             Direction::Egress => tuple.destination,
@@ -170,13 +189,40 @@ impl Stand {
             return None;
         }
         let port = if matches!(tuple.protocol, 6 | 17 | 132) { tuple.destination_port } else { 0 };
-        let ask = |tables: &Tables| {
-            let pod = tables.pods.by_port(zone)?;
-            let set = if direction == Direction::Ingress { pod.ingress } else { pod.egress };
-            Some(tables.policy.decide(set, tables.identities.of(own), tuple.protocol, port))
+        let learned = |names: &[DomainId]| {
+            let told = [own, asked].into_iter().filter_map(|address| self.learned.get(&(zone, address)));
+            told.flatten().any(|id| names.binary_search(id).is_ok())
         };
-        Some([ask(&self.enforced)?, ask(&self.candidate)?])
+        let ask = |tables: &Tables, said: Option<&Known>| {
+            let pod = tables.pods.by_port(zone)?;
+            let (policy, identity) = (&tables.policy, tables.identities.of(own));
+            if direction == Direction::Ingress {
+                return Some(policy.decide(pod.ingress, identity, tuple.protocol, port));
+            }
+            let knows = |names: &[DomainId]| {
+                let is_said = |known: &Known| {
+                    [own, asked].into_iter().any(|address| known.knows(&policy.domains, address.into(), names))
+                };
+                learned(names) || said.is_some_and(is_said)
+            };
+            Some(policy.decide_learned(pod.egress, identity, tuple.protocol, port, knows).0)
+        };
+        Some([ask(&self.enforced, None)?, ask(&self.candidate, Some(&self.said))?])
     }
+}
+
+/// What to say of domain names that pods cannot have learned, because no enforced rule speaks of them.
+fn unheard(enforced: &Tables, candidate: &Tables, said: &Known) -> Option<String> {
+    let heard = enforced.policy.domains.texts();
+    let mut new = candidate.policy.domains.texts();
+    new.retain(|name| !heard.contains(name) && !said.speaks_of(name));
+    (!new.is_empty()).then(|| {
+        format!(
+            "nothing is learned of {} as long as no enforced rule speaks of it: the candidate's rules match nothing there; \
+             --dns NAME=ADDRESS says an address",
+            new.join(", ")
+        )
+    })
 }
 
 /// Who has which address: pods, then nodes.
@@ -293,6 +339,14 @@ impl Trial {
                 Err(error) => self.report.problems = vec![format!("not compiled anew after a change: {error}")],
             }
         }
+        if self.stand.asks_for_domains() {
+            let asked = self.link.ask(|control| control.workers.iter().flat_map(|w| w.lessons()).collect::<Vec<_>>());
+            let Some(lessons) = asked else { return false };
+            self.stand.learned.clear();
+            for lesson in lessons {
+                self.stand.learned.entry((lesson.zone, lesson.address)).or_default().push(lesson.name);
+            }
+        }
         for worker in 0..self.stand.workers {
             let mut next = Some([0, 0]);
             while let Some(from) = next {
@@ -317,7 +371,7 @@ impl Trial {
             }
             Side::To => (Direction::Ingress, flow.came),
         };
-        let Some(decisions) = self.stand.judge(flow.zone, direction, &tuple) else { return };
+        let Some(decisions) = self.stand.judge(flow.zone, direction, &tuple, flow.came.destination) else { return };
         let mut hasher = StableHasher::default();
         (flow.zone, flow.side as u8, tuple.source, tuple.destination).hash(&mut hasher);
         (tuple.source_port, tuple.destination_port, tuple.protocol).hash(&mut hasher);
@@ -331,6 +385,7 @@ impl Trial {
     fn denied(&mut self, stage: Option<Stage>, packet: &Told) {
         let Some(mut tuple) = tuple_of(&packet.frame) else { return };
         self.report.denied_packets += 1;
+        let asked = tuple.destination;
         let from_pod = self.stand.enforced.pods.by_port(packet.port).map(|pod| pod.port);
         let to_pod = self.stand.enforced.pods.by_address(tuple.destination).map(|pod| pod.port);
         let (zone, direction) = match (stage, from_pod, to_pod) {
@@ -345,7 +400,7 @@ impl Trial {
             (_, None, Some(zone)) => (zone, Direction::Ingress),
             _ => return,
         };
-        if let Some(decisions) = self.stand.judge(zone, direction, &tuple) {
+        if let Some(decisions) = self.stand.judge(zone, direction, &tuple, asked) {
             self.note(zone, direction, &tuple, decisions, |change| change.packets += 1);
         }
     }
@@ -435,7 +490,8 @@ mod tests {
 
     #[test]
     fn a_candidate_stands_in_for_policies_of_its_names_or_for_all() {
-        let candidate = |replace_all| Candidate { objects: set(&["b", "c"]).objects, replace_all };
+        let candidate =
+            |replace_all| Candidate { objects: set(&["b", "c"]).objects, replace_all, said: Known::default() };
         let names = |set: ObjectSet| set.objects.into_keys().map(|key| key.name).collect::<Vec<_>>();
         assert_eq!(names(candidate(false).beside(&set(&["a", "b"]))), ["a", "b", "c"]);
         assert_eq!(names(candidate(true).beside(&set(&["a", "b"]))), ["b", "c"]);
@@ -444,7 +500,8 @@ mod tests {
     #[test]
     fn a_candidate_without_policies_is_refused_unless_it_is_to_replace_all() {
         let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}});
-        let request = |replace_all| TryRequest { objects: vec![pod.clone()], replace_all, seconds: 1 };
+        let request =
+            |replace_all| TryRequest { objects: vec![pod.clone()], replace_all, seconds: 1, ..Default::default() };
         assert!(Candidate::read(request(false)).is_err());
         assert!(Candidate::read(request(true)).is_ok_and(|candidate| candidate.objects.is_empty()));
         let nonsense = TryRequest { objects: vec![json!(7)], ..Default::default() };

@@ -7,6 +7,7 @@
 //! that fails is made as small as it gets and printed with its objects.
 
 mod chance;
+mod closed;
 mod flow;
 mod node;
 mod story;

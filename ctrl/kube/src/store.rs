@@ -14,6 +14,7 @@ use sluice_ctrl::import::live::Delta;
 use sluice_ctrl::source::{Identified, Kind, ObjectKey, Origin, RawObject, identify};
 
 use crate::strip::strip;
+use crate::writer::WRITTEN;
 
 /// Deletions that are remembered for each kind, to know their late events again.
 const TOMBS: usize = 4096;
@@ -180,9 +181,9 @@ impl Store {
         let version = text("/metadata/resourceVersion").parse().unwrap_or(0);
         let uid = text("/metadata/uid");
         let generation = value.pointer("/metadata/generation").and_then(Value::as_i64).unwrap_or(0);
-        let conditions = match kind {
-            Kind::EgressGateway | Kind::IpPool => value.pointer("/status/conditions").cloned().unwrap_or(Value::Null),
-            _ => Value::Null,
+        let conditions = match WRITTEN.contains(&kind) {
+            true => value.pointer("/status/conditions").cloned().unwrap_or(Value::Null),
+            false => Value::Null,
         };
         let ingress = if kind == Kind::Service { Ingress::of(&value) } else { None };
         strip(kind, &mut value, &self.node);

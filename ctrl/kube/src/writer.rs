@@ -1,5 +1,5 @@
-//! What we tell the API server: status of our own kinds, load-balancer addresses that we gave, events for what was refused,
-//! this node's condition and taint.
+//! What we tell the API server: status of our own kinds and of ClusterNetworkPolicy, load-balancer addresses that we gave,
+//! events for what was refused, this node's condition and taint.
 //!
 //! Status of cluster-wide objects and events about them are the same whoever writes them, so one node does: the holder of the
 //! lease `sluicegate-writer`. Writes are server-side applies of the status subresource under one field manager, only when
@@ -37,6 +37,8 @@ const REPEAT: Duration = Duration::from_secs(3600);
 const ECHO: Duration = Duration::from_secs(30);
 /// Events that are remembered.
 const REMEMBERED: usize = 10_000;
+/// Kinds with conditions of ours in their status; NetworkPolicy v1 has no status.
+pub(crate) const WRITTEN: [Kind; 3] = [Kind::ClusterNetworkPolicy, Kind::EgressGateway, Kind::IpPool];
 /// The lease of whoever writes.
 pub const LEASE: &str = "sluicegate-writer";
 /// The field manager of our writes.
@@ -210,7 +212,7 @@ impl Writer {
                 return;
             }
         }
-        for kind in [Kind::EgressGateway, Kind::IpPool] {
+        for kind in WRITTEN {
             let wanted: Vec<(ObjectKey, i64, Vec<Value>)> = {
                 let store = self.store.borrow();
                 let all = store.of_kind(kind);

@@ -120,6 +120,7 @@ fn gateway(name: &str) -> Value {
 }
 
 const GATEWAYS: &str = "apis/sluicegate.dev/v1alpha1/egressgateways";
+const POLICIES: &str = "apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies";
 
 #[test]
 fn nothing_is_handed_over_before_every_kind_was_in_sync() {
@@ -451,4 +452,49 @@ fn load_balancer_addresses_are_written_where_they_are_ours_to_give_and_taken_bac
     std::thread::sleep(Duration::from_millis(1500));
     assert_eq!((ingress("ours"), ingress("foreign")), (vec!["198.51.100.1".into()], vec!["203.0.113.7".into()]));
     assert_eq!(writes(), before, "and nothing is written about it");
+}
+
+#[test]
+fn a_cluster_network_policys_status_says_what_was_understood_and_what_is_in_force() {
+    let policy = |name: &str| {
+        json!({"apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy", "metadata": {"name": name},
+            "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}}})
+    };
+    let setup = Setup::new(None);
+    setup.fake.apply(policy("good"));
+    setup.fake.apply(policy("odd"));
+    let setup = setup.started();
+    setup.wait_equal("in sync");
+    let source = setup.source.as_ref().unwrap();
+    let refusal = Refusal {
+        key: ObjectKey { kind: Kind::ClusterNetworkPolicy, namespace: String::new(), name: "odd".into() },
+        field: "spec.ingress[0].from[0]".into(),
+        why: "unknown field shinyNewPeer".into(),
+        effect: Some(sluice_ctrl::import::Effect::FailedClosed),
+    };
+    source.judge(Verdict { refusals: vec![refusal.clone()], programmed: true, ..Verdict::default() });
+    let conditions = |name: &str| {
+        let policy = setup.fake.get(POLICIES, "", name)?;
+        let generation = policy["metadata"]["generation"].clone();
+        let list = policy["status"]["conditions"].as_array()?.clone();
+        assert!(list.iter().all(|c| c["observedGeneration"] == generation), "{list:?}");
+        Some(list.iter().map(|c| [&c["type"], &c["status"], &c["message"]].map(text)).collect::<Vec<_>>())
+    };
+    let good = wait_for("the good one's status", || conditions("good"));
+    assert_eq!([&good[0][..2], &good[1][..2]], [["Accepted", "True"], ["Programmed", "True"]]);
+    let odd = wait_for("the odd one's status", || conditions("odd"));
+    assert_eq!([&odd[0][..2], &odd[1][..2]], [["Accepted", "False"], ["Programmed", "False"]]);
+    assert!(odd[0][2].contains("spec.ingress[0].from[0]") && odd[0][2].contains("shinyNewPeer"), "{odd:?}");
+    // Tables that could not be made: nothing new is in force, and the status says why.
+    let why =
+        "the policies list 70000000 classes of peers, the limit is 67108864; most of them NetworkPolicy/shop/wide";
+    source.judge(Verdict {
+        refusals: vec![refusal],
+        programmed: false,
+        why_not: Some(why.to_owned()),
+        ..Verdict::default()
+    });
+    wait_for("the reason", || {
+        conditions("good").filter(|good| good[1][1] == "False" && good[1][2].contains("NetworkPolicy/shop/wide"))
+    });
 }

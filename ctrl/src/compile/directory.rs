@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use sluice_tables::limits::{MAX_PORTS, at_most};
+use sluice_tables::stable_hash::stamp;
 use sluice_tables::{Address, Pods, Prefix, TableError};
 
 use super::hops::HopPlan;
@@ -115,22 +116,29 @@ impl<'a> Directory<'a> {
         for (known, port) in self.local() {
             let Some(hop) = plan.pods.get(known.name) else { continue };
             let rules = policy.of(known.name);
+            let extra_sources: Vec<Prefix> = {
+                let given = port.extra_sources.iter().map(|net| (*net).into());
+                given.chain(extra_sources(known)).collect()
+            };
+            let version = version(rules.version, &extra_sources);
             let pod = sluice_tables::Pod {
                 name: known.name.to_string().into(),
                 port: port.port,
                 worker: port.worker,
                 mac: port.mac,
                 addresses: known.addresses.iter().map(|ip| Address::from(*ip)).collect(),
-                extra_sources: {
-                    let given = port.extra_sources.iter().map(|net| (*net).into());
-                    given.chain(extra_sources(known)).collect()
-                },
+                extra_sources,
                 ingress: rules.ingress,
                 egress: rules.egress,
                 hop: *hop,
             };
-            pods.push((pod.into(), rules.version));
+            pods.push((pod.into(), version));
         }
         Ok(Pods::new(pods))
     }
+}
+
+/// What a pod's flows were decided under: its rules, and the sources that it may bear beside its addresses.
+pub(crate) fn version(rules: u32, extra_sources: &[Prefix]) -> u32 {
+    if extra_sources.is_empty() { rules } else { stamp(&(rules, extra_sources)) }
 }

@@ -56,7 +56,9 @@ pub enum CompileError {
     #[error(transparent)]
     Table(#[from] TableError),
     /// Policies list more peers than memory is meant for.
-    #[error("the policies list {listed} classes of peers, the limit is {limit}; most of them {culprit}")]
+    #[error(
+        "the policies list {listed} classes of peers, the limit policy.listed_peers is {limit}; most of them {culprit}"
+    )]
     PolicyTooWide {
         /// How many there are.
         listed: usize,
@@ -117,7 +119,7 @@ impl Compiled {
 }
 
 /// Everything but Services, and what it was made of.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Rest {
     inputs: inputs::Inputs,
     stakes: stakes::Stakes,
@@ -137,6 +139,39 @@ pub(crate) struct Rest {
     host_ports: Vec<host_ports::HostPort>,
     surroundings: Arc<services::Surroundings>,
     pod_addresses: Arc<services::PodAddresses>,
+}
+
+impl Rest {
+    /// The same for a cluster in which at most labels of pods are others; `None` where that is not so, or a gateway picks
+    /// pods by their labels.
+    fn after(
+        self: &Arc<Self>,
+        cluster: &Cluster,
+        local: &LocalView,
+        knobs: &Knobs,
+    ) -> Option<Result<Arc<Rest>, CompileError>> {
+        let pods = match self.inputs.difference(cluster, local, knobs) {
+            inputs::Difference::None => return Some(Ok(Arc::clone(self))),
+            inputs::Difference::Labels(pods) if cluster.egress_gateways.is_empty() => pods,
+            _ => return None,
+        };
+        let policy = match policy::relabelled(cluster, knobs, &pods, &self.policy_state)? {
+            Ok(policy) => policy,
+            Err(error) => return Some(Err(error)),
+        };
+        let rules = policy.by_port().map(|(port, rules)| {
+            let extra_sources = self.pods.by_port(port).map_or(&[][..], |pod| &pod.extra_sources);
+            (port, [rules.ingress, rules.egress], directory::version(rules.version, extra_sources))
+        });
+        Some(Ok(Arc::new(Rest {
+            inputs: self.inputs.with_pods_of(cluster),
+            pods: Arc::new(self.pods.under(rules)),
+            identities: Arc::new(policy.identities),
+            policy: Arc::new(policy.policy),
+            policy_state: policy.state,
+            ..(**self).clone()
+        })))
+    }
 }
 
 /// What every part of the compiler reads.
@@ -165,11 +200,14 @@ pub fn compile(
     let node = cluster.nodes.get(&local.node).ok_or_else(|| CompileError::UnknownNode(local.node.clone()))?;
     let before = previous.and_then(|p| p.services.as_ref());
     let news = services::News::since(before, cluster);
-    let known = previous.and_then(|p| p.rest.as_ref()).filter(|rest| {
-        rest.inputs.are(cluster, local, knobs) && news.changed().is_some_and(|c| rest.stakes.stand(cluster, c))
-    });
+    let known = previous
+        .and_then(|p| p.rest.as_ref())
+        .filter(|rest| news.changed().is_some_and(|changed| rest.stakes.stand(cluster, changed)));
     let rest = match known {
-        Some(rest) => rest.clone(),
+        Some(rest) => match rest.after(cluster, local, knobs) {
+            Some(rest) => rest?,
+            None => Arc::new(compile_rest(cluster, local, knobs, node, previous)?),
+        },
         None => Arc::new(compile_rest(cluster, local, knobs, node, previous)?),
     };
     let (mut services, state) = services::compile(cluster, &rest.surroundings, &rest.pod_addresses, before, news)?;

@@ -18,6 +18,8 @@ pub struct Knobs {
     pub service_ranges: Vec<IpNet>,
     /// Whether `spec.externalIPs` of Services are programmed.
     pub external_ips: bool,
+    /// Peers that all rule sets of a node together may list.
+    pub listed_peers: usize,
     /// Networks whose addresses of the node serve NodePorts; none: its first InternalIP of each family.
     pub node_port_networks: Vec<IpNet>,
 }
@@ -50,6 +52,7 @@ impl From<&Config> for Knobs {
             pod_ranges: config.cidrs.pods.clone(),
             service_ranges: config.cidrs.services.clone(),
             external_ips: config.services.external_ips,
+            listed_peers: config.policy.listed_peers as usize,
             node_port_networks: config.services.node_port_addresses.clone(),
         }
     }

@@ -34,7 +34,7 @@ pub(crate) struct Stake {
 }
 
 /// All of them.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Stakes {
     egress: BTreeSet<IpAddr>,
     pools: Vec<IpNet>,

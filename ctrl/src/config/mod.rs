@@ -399,7 +399,7 @@ services: { external_ips: false, node_port_addresses: [], health_port: 10256 }
 flows:
   max: 1048576
   timeouts: { tcp_established: 24h, tcp_handshake: 60s, tcp_closing: 120s, udp: 30s, udp_stream: 180s, icmp: 30s, sctp_established: 24h, other: 60s }
-policy: { default_action: drop }
+policy: { default_action: drop, listed_peers: 67108864 }
 socket: /run/sluicegate/sluiced.sock
 state_dir: /var/lib/sluicegate/NODE
 metrics: 127.0.0.1:9765

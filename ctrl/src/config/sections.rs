@@ -312,11 +312,19 @@ pub enum DenyAction {
 }
 
 /// Policy settings.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PolicySettings {
     /// What a denied packet meets.
     pub default_action: DenyAction,
+    /// Peers that all rule sets of the node together may list, some 10 bytes each; more is no new tables.
+    pub listed_peers: u32,
+}
+
+impl Default for PolicySettings {
+    fn default() -> Self {
+        PolicySettings { default_action: DenyAction::default(), listed_peers: 1 << 26 }
+    }
 }
 
 /// Whether the agent puts its CNI configuration and plugin on the host.

@@ -11,7 +11,11 @@ use sluice_ctrl::import::live::{Delta, Live, Touched};
 use sluice_ctrl::model::Cluster;
 use sluice_ctrl::source::{Identified, ObjectSet, Origin, RawObject, identify};
 
-/// Objects that contend for addresses and ports, three versions each.
+/// How many objects there are.
+const OBJECTS: usize = 23;
+
+/// Objects that contend for addresses and ports, and pods that differ in nothing but labels and readiness; three versions
+/// each.
 fn objects(version: u64) -> Vec<Value> {
     let v = version;
     let service = |name: &str, spec: Value| json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "shop"}, "spec": spec});
@@ -75,7 +79,27 @@ fn objects(version: u64) -> Vec<Value> {
                 {"addresses": ["10.244.2.7"], "nodeName": if v == 0 { "node-a" } else { "node-b" }},
                 {"addresses": [format!("10.244.1.{}", 5 + v)], "targetRef": {"kind": "Pod", "name": "p", "namespace": "shop"},
                     "conditions": {"ready": v != 1}}]}),
+        labelled_pod("q", "node-a", "10.244.1.50", v),
+        labelled_pod("r", "node-a", "10.244.1.51", v),
+        labelled_pod("s", "node-b", "10.244.2.50", v),
+        json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "m", "namespace": "shop"},
+            "spec": {"podSelector": {"matchExpressions": [{"key": "v", "operator": "In", "values": ["0", "2"]}]},
+                "policyTypes": ["Ingress", "Egress"],
+                "ingress": [{"from": [{"podSelector": {"matchLabels": {"v": "1"}}}], "ports": [{"port": "web"}, {"port": 80}]}],
+                "egress": [{"to": [{"podSelector": {"matchLabels": {"v": "2"}}}], "ports": [{"port": "web"}]},
+                    {"to": [{"ipBlock": {"cidr": "10.244.0.0/16", "except": [format!("10.244.{}.50/32", 1 + v % 2)]}}]}]}}),
+        json!({"apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy", "metadata": {"name": "c"},
+            "spec": {"tier": if v == 0 { "Admin" } else { "Baseline" }, "priority": v,
+                "subject": {"pods": {"namespaceSelector": {}, "podSelector": {"matchLabels": {"v": "2"}}}},
+                "ingress": [{"action": "Deny", "from": [{"pods": {"namespaceSelector": {}, "podSelector": {"matchLabels": {"v": "0"}}}}]}]}}),
     ]
+}
+
+fn labelled_pod(name: &str, node: &str, ip: &str, v: u64) -> Value {
+    let ready = if v == 1 { "True" } else { "False" };
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "shop", "labels": {"v": v.to_string()}},
+        "spec": {"nodeName": node, "containers": [{"name": "c", "ports": [{"name": "web", "containerPort": 8080}]}]},
+        "status": {"podIP": ip, "phase": "Running", "conditions": [{"type": "Ready", "status": ready}]}})
 }
 
 fn delta(value: &Value, there: bool) -> Delta {
@@ -103,8 +127,14 @@ struct Follower {
 impl Follower {
     fn new() -> Follower {
         let (mut live, mut cluster) = (Live::default(), Cluster::default());
+        // Pods have their ports here whether or not the API shows them.
+        let mut set = ObjectSet::default();
+        let all = objects(0).iter().map(|object| delta(object, true)).chain([own_node()]).collect::<Vec<_>>();
+        set.objects.extend(all.into_iter().filter_map(|delta| Some((delta.key, delta.object?))));
+        let view =
+            LocalView::derived(&Cluster::build(&set, &Defaults::default()).0, "node-a", &Replay::default()).unwrap();
+        assert_eq!(view.pods.len(), 3);
         live.apply(&mut cluster, own_node(), &mut Touched::default());
-        let view = LocalView::derived(&cluster, "node-a", &Replay::default()).unwrap();
         let knobs = Knobs::from(&Config::builtin("node-a"));
         Follower { live, cluster, view, knobs, last: None, touched: Touched::default() }
     }
@@ -124,7 +154,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]
     #[test]
     fn any_changes_in_any_order_end_in_the_bytes_of_what_is_left(
-        events in prop::collection::vec((0..18usize, 0..4u64), 1..40),
+        events in prop::collection::vec((0..OBJECTS, 0..4u64), 1..40),
         burst in 1..4usize,
     ) {
         let mut follower = Follower::new();
@@ -149,6 +179,51 @@ proptest! {
         prop_assert_eq!(last.steering, fresh.steering);
         prop_assert_eq!(last.placement, fresh.placement);
     }
+}
+
+/// All objects but EgressGateways, which pick pods by label.
+fn without_gateways(version: u64) -> Vec<Delta> {
+    let all = objects(version);
+    all.iter().filter(|object| object["kind"] != "EgressGateway").map(|object| delta(object, true)).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn changes_of_labels_alone_end_in_the_bytes_of_compiling_anew_after_each_of_them(
+        events in prop::collection::vec((18..21usize, 0..3u64), 1..12),
+    ) {
+        let mut follower = Follower::new();
+        follower.take(without_gateways(1));
+        let started = follower.last.as_ref().unwrap().tables.clone();
+        for (which, v) in events {
+            follower.take([delta(&objects(v)[which], true)]);
+            let last = follower.last.as_ref().unwrap();
+            let fresh = compile(&follower.cluster, &follower.view, &follower.knobs, None).unwrap();
+            prop_assert_eq!(last.tables.dump(), fresh.tables.dump());
+            prop_assert_eq!(last.tables.pods.versions(), fresh.tables.pods.versions());
+            // Nothing but what labels decide was made again.
+            prop_assert!(Arc::ptr_eq(&started.routes, &last.tables.routes));
+        }
+    }
+}
+
+#[test]
+fn a_label_change_leaves_all_but_policy_as_it_is_and_readiness_leaves_everything() {
+    let mut follower = Follower::new();
+    follower.take(without_gateways(1));
+    let before = follower.last.as_ref().unwrap().tables.clone();
+    let mut ready = objects(1)[18].clone();
+    ready["status"]["conditions"][0]["status"] = "False".into();
+    follower.take([delta(&ready, true)]);
+    let after = follower.last.as_ref().unwrap().tables.clone();
+    assert!(Arc::ptr_eq(&before.pods, &after.pods) && Arc::ptr_eq(&before.policy, &after.policy));
+    follower.take([delta(&objects(2)[18], true)]);
+    let after = &follower.last.as_ref().unwrap().tables;
+    assert!(!Arc::ptr_eq(&before.pods, &after.pods) && !Arc::ptr_eq(&before.policy, &after.policy));
+    assert!(Arc::ptr_eq(&before.routes, &after.routes) && Arc::ptr_eq(&before.node, &after.node));
+    let q = |tables: &sluice_tables::Tables| tables.pods.iter().position(|pod| &*pod.name == "shop/q");
+    assert_eq!(q(&before), q(after));
 }
 
 #[test]

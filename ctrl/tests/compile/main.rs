@@ -2,8 +2,10 @@
 
 mod claims;
 mod egress;
+mod fail_closed;
 mod host_ports;
 mod incremental;
+mod memory;
 mod order;
 mod policy;
 mod policy_oracle;

@@ -7,6 +7,7 @@
 pub mod affinity;
 mod batch;
 pub mod counters;
+mod dns_stream;
 pub mod flow;
 pub mod gro;
 pub mod handoff;

@@ -17,6 +17,7 @@
 use crate::affinity::Affinity;
 use crate::batch::{Columns, Facts, Kind, NO_PORT};
 use crate::counters::Counters;
+use crate::dns_stream::Streams;
 use crate::flow::{Entry4, Entry6, FlowTable, Key4, Key6, Side, Slot};
 use crate::handoff::Handoff;
 use crate::item::{BATCH, Fate, Item, Role};
@@ -121,6 +122,8 @@ pub struct Pipeline {
     pub(crate) fragments: Fragments,
     /// What pods were told of domain names.
     pub(crate) learned: Learned,
+    /// DNS messages that have not passed whole yet.
+    pub(crate) streams: Streams,
     /// Verdicts by rule.
     pub(crate) tally: Tally,
     pub(crate) counters: Arc<Counters>,
@@ -191,6 +194,7 @@ impl Pipeline {
             leases: Leases::new(Secret::new(options.seed)),
             fragments: Fragments::default(),
             learned: Learned::default(),
+            streams: Streams::default(),
             tally: Tally::default(),
             counters: Arc::new(Counters::default()),
             cache,

@@ -18,6 +18,7 @@ pub mod node;
 pub mod pods;
 pub mod policy;
 pub mod port_map;
+pub mod port_maps;
 pub mod routes;
 pub mod services;
 pub mod settings;

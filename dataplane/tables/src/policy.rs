@@ -8,6 +8,7 @@
 
 use crate::domains::{DomainId, Domains};
 use crate::identity::IdentityId;
+use crate::port_maps::PortMaps;
 use hashbrown::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -100,7 +101,7 @@ pub const MAX_BROAD: usize = 6;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PolicySet {
     /// Port maps that this set's other fields point into.
-    pub maps: Vec<Arc<PortMap>>,
+    pub maps: PortMaps,
     /// Identity to index in `maps`, for the members of peers that few answer to.
     pub by_identity: HashMap<IdentityId, u32>,
     /// Peers that many answer to; at most [`MAX_BROAD`].
@@ -121,29 +122,25 @@ pub struct DomainRule {
 }
 
 impl PolicySet {
-    /// The port map of an identity; `None` (deny) for what the compiler did not foresee.
+    /// The decision for an identity; denied for what the compiler did not foresee.
     #[inline]
-    pub fn map(&self, peer: IdentityId) -> Option<&PortMap> {
+    fn decide(&self, peer: IdentityId, protocol: u8, port: u16) -> Decision {
         let at = match self.by_identity.get(&peer) {
             Some(at) => *at,
             None => {
                 let bits =
                     self.broad.iter().enumerate().fold(0, |bits, (n, m)| bits | usize::from(m.contains(&peer)) << n);
-                *self.by_breadth.get(bits)?
+                let Some(at) = self.by_breadth.get(bits) else { return Decision::ISOLATED };
+                *at
             }
         };
-        self.maps.get(at as usize).map(Arc::as_ref)
-    }
-
-    #[inline]
-    fn decide(&self, peer: IdentityId, protocol: u8, port: u16) -> Decision {
-        self.map(peer).map_or(Decision::ISOLATED, |map| map.decide(protocol, port))
+        self.maps.decide(at, protocol, port)
     }
 
     /// Memory of the set without what it shares, in bytes.
     pub fn bytes(&self) -> usize {
         size_of::<PolicySet>()
-            + self.maps.capacity() * size_of::<Arc<PortMap>>()
+            + self.maps.bytes()
             + self.by_identity.allocation_size()
             + (self.by_breadth.capacity() * size_of::<u32>())
             + self.domains.iter().map(|rule| rule.names.len() * size_of::<DomainId>() + rule.set.bytes()).sum::<usize>()
@@ -246,26 +243,15 @@ impl Policy {
         self.names.names.get(&rule)
     }
 
-    /// Distinct port maps of all sets, by address: sets share them.
-    pub fn distinct_maps(&self) -> Vec<&Arc<PortMap>> {
-        let mut all: Vec<_> = self.sets.iter().flat_map(|set| &set.maps).collect();
-        all.sort_unstable_by_key(|map| Arc::as_ptr(map));
-        all.dedup_by_key(|map| Arc::as_ptr(map));
-        all
-    }
-
-    /// Memory of sets, port maps, shared members and names, in bytes.
+    /// Memory of sets with their port maps, shared members and names, in bytes.
     pub fn bytes(&self) -> usize {
         let sets: usize = self.sets.iter().map(|set| set.bytes() + size_of::<Arc<PolicySet>>()).sum();
-        let lists = |map: &PortMap| map.tcp.capacity() + map.udp.capacity() + map.sctp.capacity();
-        let maps = self.distinct_maps().into_iter();
-        let maps: usize = maps.map(|map| size_of::<PortMap>() + lists(map) * size_of::<(u16, Decision)>()).sum();
         let mut members: Vec<_> = self.sets.iter().flat_map(|set| &set.broad).collect();
         members.sort_unstable_by_key(|m| Arc::as_ptr(m));
         members.dedup_by_key(|m| Arc::as_ptr(m));
         let members: usize = members.into_iter().map(|m| m.allocation_size()).sum();
         let text: usize = self.names.names.values().map(|name| name.len()).sum();
-        sets + maps + members + text + self.names.names.allocation_size() + self.names.numbers.allocation_size()
+        sets + members + text + self.names.names.allocation_size() + self.names.numbers.allocation_size()
     }
 }
 
@@ -286,7 +272,7 @@ mod tests {
 
     fn set() -> PolicySet {
         PolicySet {
-            maps: vec![Arc::new(closed()), Arc::new(open(80))],
+            maps: [closed(), open(80)].iter().collect(),
             by_identity: [(IdentityId(7), 1)].into_iter().collect(),
             broad: vec![],
             by_breadth: vec![0],
@@ -325,7 +311,7 @@ mod tests {
     fn broad_peers_are_asked_where_no_identity_is_listed() {
         let members = |ids: &[u32]| Arc::new(ids.iter().map(|id| IdentityId(*id)).collect::<Members>());
         let policy = policy(PolicySet {
-            maps: [closed(), open(80), open(81), open(82)].map(Arc::new).to_vec(),
+            maps: [closed(), open(80), open(81), open(82)].iter().collect(),
             by_identity: [(IdentityId(7), 1)].into_iter().collect(),
             broad: vec![members(&[1, 2]), members(&[2, 3])],
             by_breadth: vec![0, 1, 2, 3],
@@ -343,7 +329,7 @@ mod tests {
             sctp: vec![(0, Decision::OTHER)],
             other: Decision::OTHER,
         };
-        let own = PolicySet { maps: vec![Arc::new(named)], by_breadth: vec![0], ..PolicySet::default() };
+        let own = PolicySet { maps: [named].iter().collect(), by_breadth: vec![0], ..PolicySet::default() };
         let rule = DomainRule { names: vec![DomainId(5)], set: Arc::new(own) };
         let policy = policy(PolicySet { domains: vec![rule], ..set() });
         let ask =

@@ -1,6 +1,6 @@
 //! DNS messages as far as names and addresses go.
 //!
-//! Source: RFC 1035 §4 (messages, compression), RFC 3596 (AAAA), RFC 7766 §8 (TCP). Owner thread: any. Hostile input ends a
+//! Source: RFC 1035 §4 (messages, compression), RFC 3596 (AAAA). Owner thread: any. Hostile input ends a
 //! parse and costs no more than [`MAX_RECORDS`] × ([`MAX_CHAIN`] + 1) names: a pointer must lead to where the message was
 //! read already, and nothing is allocated.
 
@@ -182,16 +182,6 @@ pub fn addresses(message: &[u8], question: &Question, mut each: impl FnMut(Answe
     });
 }
 
-/// Calls `each` with every message that lies whole in a piece of a TCP stream which begins with a message.
-pub fn in_stream(mut bytes: &[u8], mut each: impl FnMut(&[u8])) {
-    while let Some(length) = word(bytes, 0)
-        && let Some(message) = bytes.get(2..2 + usize::from(length))
-    {
-        each(message);
-        bytes = &bytes[2 + usize::from(length)..];
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -288,13 +278,6 @@ mod tests {
         message.extend(record(&[0xc0, 12], A, 300, &[192, 0, 2, 1]));
         message.extend(record(&[0xc0, 12], A, 300, &[192, 0, 2, 2]));
         assert_eq!(found(&message[..message.len() - 1]).len(), 1);
-    }
-
-    #[test]
-    fn messages_of_a_stream_are_told_apart() {
-        let mut seen = Vec::new();
-        in_stream(&[0, 2, 7, 8, 0, 1, 9, 0, 5, 1], |message| seen.push(message.to_vec()));
-        assert_eq!(seen, [vec![7, 8], vec![9]]);
     }
 
     proptest! {

@@ -212,6 +212,41 @@ def over_tcp(s, fam):
     try_to(s, fam, NAMED)
 
 
+@each("A DNS answer that comes in several segments is heard with its last one, over {0}", FAMILIES)
+def over_segments(s, fam):
+    s.given(WORLD, names(WEB), config=PLAIN)
+
+    def stream(message):
+        body = bytes(message)
+        return len(body).to_bytes(2, "big") + body
+
+    def segment(forward, seq, data, sport=33000):
+        ports = {"sport": sport, "dport": 53} if forward else {"sport": 53, "dport": sport}
+        here, there = (POD_A, POD_B) if forward else (POD_B, POD_A)
+        packet = TCP(flags="PA", seq=seq, ack=1, **ports) / Raw(data)
+        s.send(here.port, here.sends(fam.ip(here, there) / packet)).forwarded(
+            there.port, there.gets(fam.ip(here, there, 63) / packet)
+        )
+
+    # The question's length comes by itself, as some resolvers send it; the answer in three pieces, one of them twice.
+    asked, told = stream(question(fam)), stream(answer(fam))
+    segment(True, 1, asked[:2])
+    segment(True, 3, asked[2:])
+    segment(False, 1, told[:1])
+    segment(False, 2, told[1:30])
+    segment(False, 2, told[1:30])
+    try_to(s, fam, None)
+    segment(False, 31, told[30:])
+    try_to(s, fam, NAMED, sport=40001)
+    # Of another connection a piece is missing: its address stays closed.
+    other = "2001:db8:7::66" if fam.six else "198.51.100.66"
+    told = stream(answer(fam, other, id=8))
+    segment(True, 1, stream(question(fam, id=8)), sport=33001)
+    segment(False, 1, told[:20], sport=33001)
+    segment(False, 41, told[40:], sport=33001)
+    try_to(s, fam, None, there=other, sport=40002)
+
+
 @story("Bytes that are no DNS pass as they came and teach nothing")
 def hostile(s):
     s.given(WORLD, names(WEB), config=PLAIN)

@@ -5,7 +5,23 @@ from scapy.layers.inet6 import ICMPv6ND_NS, ICMPv6NDOptSrcLLAddr, IPv6, IPv6ExtH
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 
-from cluster import FAMILIES, NODE_A, NODE_B, NODE_C, POD_A, POD_B, POD_C, POD_D, TCP_, UDP_, V4, V6, WORLD, service
+from cluster import (
+    FAMILIES,
+    NODE_A,
+    NODE_B,
+    NODE_C,
+    POD_A,
+    POD_B,
+    POD_C,
+    POD_D,
+    PROTOCOLS,
+    TCP_,
+    UDP_,
+    V4,
+    V6,
+    WORLD,
+    service,
+)
 from model import tunnel, tunnelled
 from stories.egress import BY_B, PARTNERS
 from stories.policy import DENY_INGRESS, A, policy
@@ -142,6 +158,71 @@ def other_mac(s, fam):
 
     s.send(POD_A.port, forged).dropped("SourceSpoofed")
     s.send(POD_A.port, POD_A.sends(fam.ip(POD_B, POD_C) / UDP_.opens(33000, 53))).dropped("SourceSpoofed")
+
+
+@each(
+    "A packet of an established {0} flow with another MAC goes nowhere, and the flow goes on without it, over {1}",
+    PROTOCOLS,
+    FAMILIES,
+)
+def other_mac_later(s, proto, fam):
+    s.given(WORLD)
+    question, answer = proto.opens(33000, 53), proto.answers(53, 33000)
+
+    def asks(forged=False):
+        def made(view):
+            frame = POD_A.sends(fam.ip(POD_A, POD_B) / question)(view)
+            if forged:
+                frame.src = POD_C.mac
+            return frame
+
+        return s.send(POD_A.port, made)
+
+    def passes(step):
+        step.forwarded(POD_B.port, POD_B.gets(fam.ip(POD_A, POD_B, 63) / question))
+
+    passes(asks())
+    asks(forged=True).dropped("SourceSpoofed")
+    s.send(POD_B.port, POD_B.sends(fam.ip(POD_B, POD_A) / answer)).forwarded(
+        POD_A.port, POD_A.gets(fam.ip(POD_B, POD_A, 63) / answer)
+    )
+    for _ in range(2):
+        asks(forged=True).dropped("SourceSpoofed")
+        if proto is not TCP_:  # a second SYN on a connection that is there is answered elsewhere
+            passes(asks())
+
+
+@each("A ping under another MAC goes nowhere, also when the pod has pinged before, over {0}", FAMILIES)
+def other_mac_ping(s, fam):
+    s.given(WORLD)
+    for forged in (False, True):
+
+        def made(view, forged=forged):
+            frame = POD_A.sends(fam.ip(POD_A, POD_B) / fam.echo())(view)
+            frame.src = POD_C.mac if forged else frame.src
+            return frame
+
+        step = s.send(POD_A.port, made)
+        if forged:
+            step.dropped("SourceSpoofed")
+        else:
+            step.forwarded(POD_B.port, POD_B.gets(fam.ip(POD_A, POD_B, 63) / fam.echo()))
+
+
+@each("A source that the annotation no longer allows is refused with its flow's next packet, over {0}", FAMILIES)
+def extra_source_taken(s, fam):
+    note = 'annotations: { sluicegate.dev/allowed-source-prefixes: "203.0.113.0/28, 2001:db8:99::/64" }, labels: { app: a }'
+    annotated = POD_A.yaml().replace("labels: { app: a }", note)
+    config = "masquerade: { enabled: false }\n"
+    s.given(WORLD.replace(POD_A.yaml(), annotated), config=config)
+    mine = "2001:db8:99::7" if fam.six else "203.0.113.7"
+    packet = UDP_.opens(33000, 53)
+    for _ in range(2):
+        s.send(POD_A.port, POD_A.sends(fam.ip(mine, POD_C) / packet)).forwarded(
+            "uplink0", tunnel(NODE_A, NODE_B, fam.ip(mine, POD_C, 63) / packet)
+        )
+    s.change(WORLD)
+    s.send(POD_A.port, POD_A.sends(fam.ip(mine, POD_C) / packet)).dropped("SourceSpoofed")
 
 
 @story("A pod may not speak for another one in ARP or neighbour discovery")

@@ -1,6 +1,8 @@
 //! A candidate set of policies beside the enforced one: `POST /v1/policy/try`.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 /// The body of `POST /v1/policy/try`: policies to be judged beside the enforced ones.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -13,6 +15,9 @@ pub struct TryRequest {
     pub replace_all: bool,
     /// How long, at most a day.
     pub seconds: u64,
+    /// Addresses of domain names that pods are taken to know, besides those they have learned.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub dns: BTreeMap<String, Vec<IpAddr>>,
 }
 
 /// A line of the answer to `POST /v1/policy/try`: what has been found so far.

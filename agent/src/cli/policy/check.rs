@@ -1,6 +1,7 @@
 //! `sluice policy check`.
 
 use super::Proto;
+use super::domains::DomainArgs;
 use super::rehearsal::Rehearsal;
 use super::verdict::{Answer, Connection, Side, Verdict};
 use crate::cli::failure::{Done, Failure};
@@ -12,9 +13,11 @@ use std::path::PathBuf;
 /// Says whether one end may talk to another, and which rule decides.
 #[derive(Args)]
 #[command(
-    after_help = "Names are NAMESPACE/POD, NAMESPACE/SERVICE or an address; pod/NS/NAME, svc/NS/NAME and node/NAME say which.\n\n\
+    after_help = "Names are NAMESPACE/POD, NAMESPACE/SERVICE, an address, or a domain name that --dns gives addresses to;\n\
+    pod/NS/NAME, svc/NS/NAME and node/NAME say which.\n\n\
     Examples:\n  sluice policy check --manifests cluster/ --from shop/web-0 --to shop/db --port 5432\n  \
     sluice policy check --manifests cluster/ --from 198.51.100.7 --to shop/web-0 --port 8080 --expect deny\n  \
+    sluice policy check --manifests cluster/ --from shop/web-0 --to www.example.org --port 443 --dns www.example.org=198.51.100.7\n  \
     kubectl get ns,no,po,svc,endpointslices,netpol -A -o yaml > now/all.yaml"
 )]
 pub struct CheckArgs {
@@ -39,6 +42,8 @@ pub struct CheckArgs {
     /// End with code 1 unless this is the verdict.
     #[arg(long, value_name = "VERDICT", value_enum)]
     expect: Option<Verdict>,
+    #[command(flatten)]
+    domains: DomainArgs,
 }
 
 /// Reads `4` or `6`.
@@ -52,7 +57,7 @@ pub fn family(text: &str) -> Result<Family, String> {
 
 /// Answers one question.
 pub fn run(args: &CheckArgs, output: &Output) -> Done {
-    let rehearsal = Rehearsal::read(&args.manifests)?;
+    let rehearsal = Rehearsal::read(&args.manifests, &args.domains)?;
     let question =
         Connection { from: &args.from, to: &args.to, proto: args.proto, port: args.port, family: args.family };
     let answer = question.judge(&rehearsal)?;

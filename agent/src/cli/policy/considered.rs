@@ -6,6 +6,7 @@
 
 use super::Proto;
 use super::names::is_of_node;
+use crate::domain_names::Known;
 use serde::Serialize;
 use sluice_ctrl::model::{
     Cluster, ClusterNetworkPolicy, ClusterPeer, Family, IpBlock, Labels, NamespaceScope, NetworkPolicy, Peer, Pod,
@@ -58,6 +59,10 @@ pub struct Question<'a> {
     pub peer: IpAddr,
     /// The pod that has this address, if one has.
     pub peer_pod: Option<&'a Pod>,
+    /// The address it was sent to, before Service translation.
+    pub asked: IpAddr,
+    /// Addresses of domain names.
+    pub domains: &'a Known,
     /// Protocol.
     pub proto: Proto,
     /// Destination port, after Service translation; 0 for ICMP.
@@ -236,8 +241,9 @@ impl Question<'_> {
                 namespaces.matches(self.labels_of(&pod.name.namespace)) && pods.matches(&pod.labels)
             }),
             ClusterPeer::Networks(nets) => nets.iter().any(|net| net.contains(&self.peer)),
-            // What names stand for is learned on the packet path; here nothing is.
-            ClusterPeer::Domains(_) => false,
+            ClusterPeer::Domains(names) => {
+                names.iter().any(|name| [self.peer, self.asked].iter().any(|ip| self.domains.belongs(*ip, name)))
+            }
             ClusterPeer::Nodes(selector) => self.cluster.nodes.values().any(|node| {
                 let own = is_of_node(node, self.peer) || node.external_ips.contains(&self.peer);
                 own && selector.matches(&node.labels)
@@ -289,6 +295,7 @@ fn word(direction: Direction) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::policy::domains::DomainArgs;
     use crate::cli::policy::rehearsal::Rehearsal;
     use crate::cli::policy::verdict::decide;
     use proptest::prelude::*;
@@ -309,7 +316,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
         std::fs::write(folder.path().join("all.json"), list.to_string()).unwrap();
-        Rehearsal::read(folder.path()).map_err(|failure| failure.message).unwrap()
+        let known = DomainArgs::said(&[("www.example.org", "198.51.100.7"), ("db.example.org", "10.244.1.11")]);
+        Rehearsal::read(folder.path(), &known).map_err(|failure| failure.message).unwrap()
     }
 
     fn selector() -> impl Strategy<Value = Value> {
@@ -378,8 +386,14 @@ mod tests {
         ];
         let outward = if key == "to" { outward.boxed() } else { Just(json!({"namespaces": {}})).boxed() };
         let peer = prop_oneof![namespaces().prop_map(|n| json!({"namespaces": n})), pods, outward];
-        (action, prop::collection::vec(peer, 1..3))
-            .prop_map(move |(action, peers)| json!({"action": action, key: peers}))
+        let plain = (action, prop::collection::vec(peer, 1..3))
+            .prop_map(move |(action, peers)| json!({"action": action, key: peers}));
+        if key != "to" {
+            return plain.boxed();
+        }
+        let names = prop_oneof![Just("*.example.org"), Just("db.example.org"), Just("nowhere.example.net")];
+        let by_name = names.prop_map(|name| json!({"action": "Accept", "to": [{"domainNames": [name]}]}));
+        prop_oneof![3 => plain, 1 => by_name].boxed()
     }
 
     fn cluster_policy() -> impl Strategy<Value = Value> {
@@ -418,10 +432,12 @@ mod tests {
                 for (peer, peer_pod) in &peers {
                     for (proto, port) in [(Proto::Tcp, 80), (Proto::Tcp, 82), (Proto::Tcp, 9), (Proto::Udp, 80), (Proto::Icmp, 0)] {
                         for direction in [Direction::Ingress, Direction::Egress] {
-                            let question = Question { cluster, pod, peer: *peer, peer_pod: *peer_pod, proto, port };
+                            let (domains, asked) = (&rehearsal.domains, *peer);
+                            let question =
+                                Question { cluster, pod, peer: *peer, peer_pod: *peer_pod, asked, domains, proto, port };
                             let walk = question.walk(direction);
-                            let number = proto.number(Family::of(peer));
-                            let decided = decide(&tables, pod, direction, (*peer).into(), number, port);
+                            let packet = (proto.number(Family::of(peer)), port);
+                            let decided = decide(&tables, domains, pod, direction, (*peer, asked), packet);
                             prop_assert_eq!(
                                 (walk.allow, walk.decided_by.as_deref(), walk.audit),
                                 (decided.allow, decided.by.as_deref(), decided.audit),

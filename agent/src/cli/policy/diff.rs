@@ -4,6 +4,7 @@
 //! that of their groups ([`super::reach`]) and of the changes that are written down.
 
 use super::Proto;
+use super::domains::DomainArgs;
 use super::reach::{Judged, Probe, Reach, Sign, probes};
 use super::rehearsal::Rehearsal;
 use super::verdict::Verdict;
@@ -13,6 +14,7 @@ use clap::Args;
 use serde::Serialize;
 use sluice_ctrl::model::NamespacedName;
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -33,6 +35,8 @@ pub struct DiffArgs {
     /// End with code 1 where a verdict changes.
     #[arg(long)]
     exit_code: bool,
+    #[command(flatten)]
+    domains: DomainArgs,
 }
 
 /// A verdict that changes.
@@ -40,7 +44,7 @@ pub struct DiffArgs {
 pub struct Change {
     /// The source pod.
     pub from: String,
-    /// The destination pod.
+    /// The destination: a pod, or a domain name that addresses were given to.
     pub to: String,
     /// Protocol.
     pub proto: Proto,
@@ -71,9 +75,9 @@ pub struct Difference {
 pub fn run(args: &DiffArgs, output: &Output) -> Done {
     let progress = Progress::new();
     progress.say(format_args!("reading {}", args.old.display()));
-    let old = Rehearsal::read(&args.old)?;
+    let old = Rehearsal::read(&args.old, &args.domains)?;
     progress.say(format_args!("reading {}", args.new.display()));
-    let new = Rehearsal::read(&args.new)?;
+    let new = Rehearsal::read(&args.new, &args.domains)?;
     progress.clear();
     for (folder, side) in [(&args.old, &old), (&args.new, &new)] {
         side.notes.iter().for_each(|note| eprintln!("sluice: {}: {note}", folder.display()));
@@ -98,7 +102,7 @@ impl Progress {
         Progress { shown: std::io::stderr().is_terminal() }
     }
 
-    fn say(&self, what: std::fmt::Arguments<'_>) {
+    fn say(&self, what: fmt::Arguments<'_>) {
         if self.shown {
             eprint!("\r\x1b[K{what} …");
         }
@@ -119,7 +123,23 @@ struct Alike<'a> {
 }
 
 /// A pair, the probe that changes, and what all probes met before and after.
-type Found<'a> = (&'a NamespacedName, &'a NamespacedName, usize, Rc<Vec<Judged>>, Rc<Vec<Judged>>);
+type Found<'a> = (&'a NamespacedName, To<'a>, usize, Rc<Vec<Judged>>, Rc<Vec<Judged>>);
+
+/// The destination of a pair.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum To<'a> {
+    Pod(&'a NamespacedName),
+    Domain(&'a str),
+}
+
+impl fmt::Display for To<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            To::Pod(name) => name.fmt(f),
+            To::Domain(name) => name.fmt(f),
+        }
+    }
+}
 
 /// What of a pair's probes changes: positions of probes.
 type Changed = Rc<Vec<usize>>;
@@ -161,8 +181,16 @@ fn compare(old: &Rehearsal, new: &Rehearsal, progress: &Progress) -> Result<Diff
             }
             for source in &from.pods {
                 for destination in to.pods.iter().filter(|destination| *destination != source) {
-                    found.extend(places.iter().map(|at| (*source, *destination, *at, was.clone(), is.clone())));
+                    let to = To::Pod(destination);
+                    found.extend(places.iter().map(|at| (*source, to, *at, was.clone(), is.clone())));
                 }
+            }
+        }
+        for name in old.domains.all().keys() {
+            let (was, is) = (before.judge_domain(&from.before, name), after.judge_domain(&from.after, name));
+            let (Some(was), Some(is)) = (was, is) else { continue };
+            for at in changed.between(&was, &is).iter() {
+                found.extend(from.pods.iter().map(|pod| (*pod, To::Domain(name), *at, was.clone(), is.clone())));
             }
         }
     }

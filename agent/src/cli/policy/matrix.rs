@@ -1,6 +1,7 @@
 //! `sluice policy matrix`: who reaches whom, for people as a table or a picture, for programs as JSON, YAML or Graphviz.
 
 use super::Proto;
+use super::domains::DomainArgs;
 use super::picture;
 use super::reach::{Group, Judged, Probe, Reach, groups, probes};
 use super::rehearsal::Rehearsal;
@@ -15,9 +16,11 @@ use std::path::PathBuf;
 #[derive(Args)]
 #[command(
     after_help = "Pods of a namespace that behave the same share a row and a column (--each keeps them apart). `outside` is any address\n\
-    that no rule names in particular. Both ends count: egress of the source and ingress of the destination.\n\n\
+    that no rule names in particular; domain names that --dns gives addresses to have columns of their own.\n\
+    Both ends count: egress of the source and ingress of the destination.\n\n\
     Examples:\n  sluice policy matrix --manifests cluster/\n  sluice policy matrix --manifests cluster/ --port 5432 --to-namespace shop\n  \
-    sluice policy matrix --manifests cluster/ -o svg > reach.svg\n  sluice policy matrix --manifests cluster/ -o dot | dot -Tpdf > reach.pdf"
+    sluice policy matrix --manifests cluster/ -o svg > reach.svg\n  sluice policy matrix --manifests cluster/ -o dot | dot -Tpdf > reach.pdf\n  \
+    sluice policy matrix --manifests cluster/ --dns registry.example.org=198.51.100.7"
 )]
 pub struct MatrixArgs {
     /// Folder of Kubernetes manifests.
@@ -44,6 +47,8 @@ pub struct MatrixArgs {
     /// Every pod by itself.
     #[arg(long)]
     each: bool,
+    #[command(flatten)]
+    domains: DomainArgs,
 }
 
 /// Whether a pair may talk.
@@ -61,7 +66,7 @@ pub enum Reached {
 /// One end.
 #[derive(Clone, Debug, Serialize)]
 pub struct EndOf {
-    /// What it is called: a pod, several, or `outside`.
+    /// What it is called: a pod, several, `outside`, or a domain name.
     pub name: String,
     /// The namespace; none for what is outside.
     pub namespace: Option<String>,
@@ -113,7 +118,7 @@ impl Matrix {
 
 /// Prints it.
 pub fn run(args: &MatrixArgs, output: &Output) -> Done {
-    let rehearsal = Rehearsal::read(&args.manifests)?;
+    let rehearsal = Rehearsal::read(&args.manifests, &args.domains)?;
     rehearsal.notes.iter().for_each(|note| eprintln!("sluice: {note}"));
     let matrix = build(args, &rehearsal)?;
     match output.format() {
@@ -137,16 +142,25 @@ fn build(args: &MatrixArgs, rehearsal: &Rehearsal) -> Result<Matrix, Failure> {
             groups(&reach, |name| wanted(&args.namespace, &name.namespace) && wanted(of, &name.namespace), args.each);
         if args.namespace.is_empty() && of.is_empty() {
             let (name, namespace) = ("outside".to_owned(), String::new());
-            groups.push(Group { name, namespace, pods: Vec::new(), sign: reach.outside(args.family) });
+            groups.push(Group { name, namespace, pods: Vec::new(), sign: reach.outside(args.family), domain: false });
         }
         groups
     };
-    let (sources, destinations) = (side(&args.from_namespace), side(&args.to_namespace));
+    let (sources, mut destinations) = (side(&args.from_namespace), side(&args.to_namespace));
+    if args.namespace.is_empty() && args.to_namespace.is_empty() {
+        let names = rehearsal.domains.all().keys();
+        destinations.extend(names.map(|name| Group::of_domain(name, reach.outside(args.family))));
+    }
     let (mut cells, mut places) = (Vec::new(), Vec::new());
     for from in &sources {
         for to in &destinations {
+            // An address outside and a domain name are both outside.
             let itself = from.pods == to.pods && from.pods.len() < 2;
-            let judged = if itself { None } else { reach.judge(&from.sign, &to.sign) };
+            let judged = match to.domain {
+                _ if itself => None,
+                true => reach.judge_domain(&from.sign, &to.name),
+                false => reach.judge(&from.sign, &to.sign),
+            };
             places.push(judged.as_ref().map(|_| cells.len()));
             cells.extend(judged.map(|judged| cell(from, to, reach.probes(), &judged)));
         }

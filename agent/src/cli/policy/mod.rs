@@ -2,12 +2,14 @@
 //! all; and `try`, which asks the agent to judge a candidate on its live flows.
 //!
 //! A verdict is the cluster's: the egress rules of the source on its node and the ingress rules of the destination on its
-//! node both count. [`rehearsal`] compiles the nodes, [`names`] says who is meant, [`verdict`] decides with the compiled
+//! node both count. [`rehearsal`] compiles the nodes, [`names`] says who is meant, [`domains`] which addresses domain names
+//! have, [`verdict`] decides with the compiled
 //! tables, [`considered`] lists the rules that were weighed, read from the objects and not from the tables, [`reach`] answers for
 //! all pairs at once.
 
 pub mod considered;
 pub mod diff;
+pub mod domains;
 pub mod matrix;
 pub mod names;
 pub mod reach;

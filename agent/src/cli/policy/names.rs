@@ -1,8 +1,9 @@
 //! Who is meant by `shop/web-0`, `svc/shop/web`, `node/node-a` or `10.0.0.7`.
 //!
 //! A pod first, then a Service; `pod/`, `svc/` and `node/` say which. An address that a pod, a node or a Service has means
-//! that one; any other address is outside.
+//! that one; any other address is outside. A domain name means the addresses that were said of it.
 
+use super::rehearsal::Rehearsal;
 use crate::cli::failure::Failure;
 use sluice_ctrl::model::{Cluster, Family, NamespacedName, Node, Pod, Service};
 use std::net::IpAddr;
@@ -17,6 +18,8 @@ pub enum End {
     Service(Arc<Service>),
     /// A node, also a pod on a node's network.
     Node(Arc<Node>),
+    /// A domain name, with the addresses that were said.
+    Domain(String, Vec<IpAddr>),
     /// An address that nobody in the cluster has.
     Outside(IpAddr),
 }
@@ -38,12 +41,21 @@ impl Named {
             (None, End::Pod(pod)) => pod.addresses.clone(),
             (None, End::Service(service)) => service.cluster_ips.clone(),
             (None, End::Node(node)) => node.internal_ips.clone(),
+            (None, End::Domain(_, addresses)) => addresses.clone(),
         }
     }
 
     /// The first address of a family.
     pub fn address_of(&self, family: Family) -> Option<IpAddr> {
         self.addresses().into_iter().find(|address| Family::of(address) == family)
+    }
+
+    /// Where a connection that ends at one of its addresses was sent to: a Service's own address, else that one.
+    pub fn asked(&self, family: Family, address: IpAddr) -> IpAddr {
+        match self.end {
+            End::Service(_) | End::Node(_) => self.address_of(family).unwrap_or(address),
+            _ => address,
+        }
     }
 
     /// Whether it has an address of a family; a headless Service has what its endpoints have.
@@ -53,9 +65,18 @@ impl Named {
 }
 
 /// Finds who is meant; the failure names what is closest.
-pub fn find(cluster: &Cluster, text: &str) -> Result<Named, Failure> {
+pub fn find(rehearsal: &Rehearsal, text: &str) -> Result<Named, Failure> {
+    let cluster = &rehearsal.cluster;
     if let Ok(address) = text.parse::<IpAddr>() {
         return Ok(Named { end: owner(cluster, address), address: Some(address) });
+    }
+    if let Some(addresses) = rehearsal.domains.addresses(text) {
+        return Ok(Named { end: End::Domain(text.to_owned(), addresses), address: None });
+    }
+    if text.contains('.') && !text.contains('/') {
+        return Err(Failure::usage(format_args!(
+            "no address is known of {text}, and nothing is looked up here; say one with --dns {text}=ADDRESS"
+        )));
     }
     let parts: Vec<&str> = text.split('/').collect();
     let end = match parts[..] {

@@ -9,8 +9,9 @@
 use super::Proto;
 use super::rehearsal::Rehearsal;
 use crate::cli::failure::Failure;
+use crate::domain_names::Known;
 use sluice_ctrl::model::{Cluster, ClusterRule, Family, NamespacedName, PolicyRule, PortMatch, TargetPort};
-use sluice_tables::{Address, IdentityId, PolicySetId, Prefix, RuleId, Tables};
+use sluice_tables::{Address, DomainId, IdentityId, PolicySetId, Prefix, RuleId, Tables};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -67,12 +68,18 @@ pub struct Sign {
 /// Decisions on all probes: allowed, audited, by which rule.
 type Row = Vec<(bool, bool, RuleId)>;
 
+/// What an answer about a domain name depends on: the source's egress set, its families, the name.
+type OfDomain = (Option<PolicySetId>, [bool; 2], String);
+
 /// Answers for a whole cluster.
 pub struct Reach {
     tables: Rc<Tables>,
     probes: Vec<Probe>,
     signs: BTreeMap<NamespacedName, Sign>,
+    domains: Known,
+    family: Option<Family>,
     memo: RefCell<HashMap<[usize; 4], Rc<Vec<Judged>>>>,
+    of_domains: RefCell<HashMap<OfDomain, Option<Rc<Vec<Judged>>>>>,
     /// What a set says of an identity, by the number of its row of decisions.
     rows: RefCell<HashMap<(PolicySetId, IdentityId), usize>>,
     numbers: RefCell<HashMap<Row, usize>>,
@@ -97,7 +104,10 @@ impl Reach {
             tables,
             probes,
             signs,
+            domains: rehearsal.domains.clone(),
+            family,
             memo: RefCell::default(),
+            of_domains: RefCell::default(),
             rows: RefCell::default(),
             numbers: RefCell::default(),
         })
@@ -154,6 +164,42 @@ impl Reach {
         Some(all)
     }
 
+    /// What every probe meets from one end to the addresses of a domain name; none where they have no family in common. What
+    /// one of the addresses denies is denied: a client does not choose.
+    pub fn judge_domain(&self, from: &Sign, name: &str) -> Option<Rc<Vec<Judged>>> {
+        let families = from.identities.map(|identity| identity.is_some());
+        let known = (from.egress, families, name.to_owned());
+        if let Some(answer) = self.of_domains.borrow().get(&known) {
+            return answer.clone();
+        }
+        let addresses: Vec<IpAddr> = self.domains.addresses(name)?;
+        let both = |ip: &&IpAddr| {
+            families[usize::from(ip.is_ipv6())] && self.family.is_none_or(|family| family == Family::of(ip))
+        };
+        let addresses: Vec<IpAddr> = addresses.iter().filter(both).copied().collect();
+        let ask = |probe: &Probe| self.ask_domain(from, &addresses, probe);
+        let answer = (!addresses.is_empty()).then(|| Rc::new(self.probes.iter().map(ask).collect::<Vec<_>>()));
+        self.of_domains.borrow_mut().insert(known, answer.clone());
+        answer
+    }
+
+    fn ask_domain(&self, from: &Sign, addresses: &[IpAddr], probe: &Probe) -> Judged {
+        let policy = &self.tables.policy;
+        let mut judged: Option<Judged> = None;
+        for ip in addresses {
+            let (identity, number) = (self.tables.identities.of((*ip).into()), probe.proto.number(Family::of(ip)));
+            let knows = |names: &[DomainId]| self.domains.knows(&policy.domains, *ip, names);
+            let (decision, _) = policy.decide_learned(from.egress, identity, number, probe.port, knows);
+            let by = policy.name(decision.rule).cloned();
+            if !decision.allow {
+                return Judged { allow: false, audit: false, by };
+            }
+            let audit = decision.audit || judged.as_ref().is_some_and(|judged| judged.audit);
+            judged = Some(Judged { allow: true, audit, by: judged.and_then(|judged| judged.by).or(by) });
+        }
+        judged.unwrap_or(Judged { allow: false, audit: false, by: None })
+    }
+
     /// Which decisions a set has for an identity, as a number: equal ones are one.
     fn map_of(&self, set: Option<PolicySetId>, peer: IdentityId) -> usize {
         let Some(set) = set else { return 0 };
@@ -206,6 +252,15 @@ pub struct Group {
     pub pods: Vec<NamespacedName>,
     /// What is looked up.
     pub sign: Sign,
+    /// It is the addresses of the domain name it is called by.
+    pub domain: bool,
+}
+
+impl Group {
+    /// The addresses of a domain name.
+    pub fn of_domain(name: &str, sign: Sign) -> Group {
+        Group { name: name.to_owned(), namespace: String::new(), pods: Vec::new(), sign, domain: true }
+    }
 }
 
 /// Groups of the pods that `wanted` takes, by namespace and name; `each` leaves every pod alone.
@@ -217,7 +272,7 @@ pub fn groups(reach: &Reach, wanted: impl Fn(&NamespacedName) -> bool, each: boo
     }
     let mut groups: Vec<Group> = alike
         .into_iter()
-        .map(|((namespace, sign, _), pods)| Group { name: title(&pods), namespace, pods, sign })
+        .map(|((namespace, sign, _), pods)| Group { name: title(&pods), namespace, pods, sign, domain: false })
         .collect();
     groups.sort_by(|a, b| a.pods.cmp(&b.pods));
     // Two groups may be alike in name: then each is called by its first pod.

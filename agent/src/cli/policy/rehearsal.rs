@@ -4,7 +4,9 @@
 //! node of its own, a pod without addresses gets free ones at the end of its node's podCIDRs. Both are told as notes,
 //! because rules on address blocks see them. Cost: one compilation for each node asked for.
 
+use super::domains::DomainArgs;
 use crate::cli::failure::Failure;
+use crate::domain_names::Known;
 
 use ipnet::IpNet;
 use sluice_ctrl::compile::local::FIRST_POD_PORT;
@@ -31,13 +33,16 @@ pub struct Rehearsal {
     pub cluster: Cluster,
     /// What was made up, and what in the manifests was not understood.
     pub notes: Vec<String>,
+    /// Addresses of domain names.
+    pub domains: Known,
     config: Config,
     tables: RefCell<BTreeMap<String, Rc<Tables>>>,
 }
 
 impl Rehearsal {
-    /// Reads a folder.
-    pub fn read(folder: &Path) -> Result<Rehearsal, Failure> {
+    /// Reads a folder; `domains` says which addresses domain names have.
+    pub fn read(folder: &Path, domains: &DomainArgs) -> Result<Rehearsal, Failure> {
+        let domains = domains.read()?;
         let refused =
             |error| Failure::usage(format_args!("cannot read the manifests in {}: {error}", folder.display()));
         let snapshot = ManifestSource::new(folder).map_err(refused)?.snapshot();
@@ -68,7 +73,8 @@ impl Rehearsal {
             cluster.nodes.insert(node.name.clone(), Arc::new(node));
         }
         notes.extend(invalid.iter().map(ToString::to_string));
-        Ok(Rehearsal { cluster, notes, config, tables: RefCell::default() })
+        notes.extend(domains.notes(&cluster));
+        Ok(Rehearsal { cluster, notes, domains, config, tables: RefCell::default() })
     }
 
     /// Tables with every pod of the cluster on one node: what policy says of a pod does not depend on where it is.

@@ -1,6 +1,7 @@
 //! `sluice policy test`: a list of expectations, checked together.
 
 use super::Proto;
+use super::domains::DomainArgs;
 use super::rehearsal::Rehearsal;
 use super::verdict::{Answer, Connection, Verdict};
 use crate::cli::failure::{Done, Failure};
@@ -22,6 +23,8 @@ pub struct TestArgs {
     /// Folder of Kubernetes manifests.
     #[arg(long, value_name = "DIR")]
     manifests: PathBuf,
+    #[command(flatten)]
+    domains: DomainArgs,
 }
 
 /// One expectation.
@@ -61,7 +64,7 @@ pub fn run(args: &TestArgs, output: &Output) -> Done {
         None => Failure::usage(format_args!("{file}: {error}")),
     })?;
     let lines = lines_of_items(&text);
-    let rehearsal = Rehearsal::read(&args.manifests)?;
+    let rehearsal = Rehearsal::read(&args.manifests, &args.domains)?;
     let mut checked = Vec::new();
     for (index, case) in cases.into_iter().enumerate() {
         let place = |failure: Failure| Failure {

@@ -1,5 +1,6 @@
 //! `sluice policy try`: a candidate set beside the enforced one, on the node's live flows.
 
+use super::domains::DomainArgs;
 use crate::api::report::{TryChange, TryReport, TryRequest};
 use crate::cli::agent::Agent;
 use crate::cli::failure::{Done, Failure};
@@ -16,7 +17,8 @@ use std::time::Duration;
 #[derive(Args)]
 #[command(
     after_help = "The candidate's policies stand in for enforced ones of the same name, or for all with --replace-all; other objects in the\n\
-    folder are ignored. Ctrl-C ends the trial early and prints what was found.\n\n\
+    folder are ignored. Addresses of domain names are those that pods have learned, and what --dns says for the candidate.\n\
+    Ctrl-C ends the trial early and prints what was found.\n\n\
     Examples:\n  sluice policy try next/ --for 10m\n  sluice policy try deny.yaml --for 1h --expect none -o json"
 )]
 pub struct TryArgs {
@@ -32,6 +34,8 @@ pub struct TryArgs {
     /// End with code 1 where a decision would change.
     #[arg(long, value_name = "WHAT", value_enum)]
     expect: Option<Expected>,
+    #[command(flatten)]
+    domains: DomainArgs,
 }
 
 /// What `--expect` takes.
@@ -60,8 +64,14 @@ fn seconds(text: &str) -> Result<u64, String> {
 
 /// Asks the agent to try it and follows.
 pub fn run(args: &TryArgs, agent: &Agent, output: &Output) -> Done {
-    let request =
-        TryRequest { objects: objects(&args.candidate)?, replace_all: args.replace_all, seconds: args.length };
+    let said = args.domains.read()?;
+    let dns = said.all().iter().map(|(name, all)| (name.clone(), all.iter().copied().collect()));
+    let request = TryRequest {
+        objects: objects(&args.candidate)?,
+        replace_all: args.replace_all,
+        seconds: args.length,
+        dns: dns.collect(),
+    };
     let lines = agent.lines_of("/v1/policy/try", &request)?;
     // Lines are read on a thread of their own, so that Ctrl-C is heard between them.
     let (sender, reports) = channel();

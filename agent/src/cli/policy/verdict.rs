@@ -9,10 +9,11 @@ use super::considered::{Considered, Question};
 use super::names::{self, End, Named};
 use super::rehearsal::Rehearsal;
 use crate::cli::failure::Failure;
+use crate::domain_names::Known;
 use serde::Serialize;
 use sluice_ctrl::model::{Family, Pod, Service, ServiceKind};
 use sluice_tables::services::{Frontend, FrontendKey};
-use sluice_tables::{Address, Direction, Tables};
+use sluice_tables::{Address, Direction, DomainId, Tables};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Allowed or denied.
@@ -129,21 +130,25 @@ impl Connection<'_> {
         if self.port.is_none() && self.proto != Proto::Icmp {
             return Err(Failure::usage(format_args!("{} needs a port", self.proto.name())));
         }
-        let from = names::find(&rehearsal.cluster, self.from)?;
-        let to = names::find(&rehearsal.cluster, self.to)?;
+        let from = names::find(rehearsal, self.from)?;
+        let to = names::find(rehearsal, self.to)?;
         if let End::Service(service) = &from.end {
             return Err(Failure::usage(format_args!("Service {} opens no connections; name a pod", service.name)));
+        }
+        if let End::Domain(name, _) = &from.end {
+            return Err(Failure::usage(format_args!("{name} is a domain name; name the source by its address")));
         }
         let family = self.family(&from, &to)?;
         let Some(source) = from.address_of(family) else { return Err(self.familyless(family)) };
         let judge = Judge { rehearsal, from: &from.end, source, proto: self.proto, family };
         let port = if self.proto == Proto::Icmp { 0 } else { self.port.unwrap_or(0) };
         let (backends, reason, translated) = match judge.targets(&to, port)? {
-            Targets::Itself(address) => (vec![judge.backend(&to.end, address, port, false)?], None, false),
+            Targets::Itself(address) => (vec![judge.backend(&to.end, address, (address, port), false)?], None, false),
             Targets::Backends(list) => {
+                let named = matches!(to.end, End::Domain(..));
                 let each = list.into_iter().map(|at| {
-                    let end = names::find(&rehearsal.cluster, &at.ip().to_string())?.end;
-                    judge.backend(&end, at.ip(), at.port(), true)
+                    let end = names::find(rehearsal, &at.ip().to_string())?.end;
+                    judge.backend(&end, to.asked(family, at.ip()), (at.ip(), at.port()), !named)
                 });
                 (each.collect::<Result<Vec<_>, _>>()?, None, true)
             }
@@ -202,6 +207,10 @@ struct Judge<'a> {
 
 impl Judge<'_> {
     fn targets(&self, to: &Named, port: u16) -> Result<Targets, Failure> {
+        if let End::Domain(_, addresses) = &to.end {
+            let ours = addresses.iter().filter(|ip| Family::of(ip) == self.family);
+            return Ok(Targets::Backends(ours.map(|ip| SocketAddr::new(*ip, port)).collect()));
+        }
         if let End::Service(service) = &to.end {
             if service.kind == ServiceKind::ExternalName {
                 return Err(Failure::usage(format_args!("Service {} is an ExternalName: a DNS alias", service.name)));
@@ -270,8 +279,15 @@ impl Judge<'_> {
         if all.is_empty() { Targets::Nobody("NoBackend") } else { Targets::Backends(all) }
     }
 
-    fn backend(&self, end: &End, address: IpAddr, port: u16, translated: bool) -> Result<Backend, Failure> {
-        let (egress, ingress) = self.sides(end, address, port, translated)?;
+    /// One place that a connection to `asked` goes to.
+    fn backend(
+        &self,
+        end: &End,
+        asked: IpAddr,
+        (address, port): (IpAddr, u16),
+        translated: bool,
+    ) -> Result<Backend, Failure> {
+        let (egress, ingress) = self.sides(end, asked, (address, port), translated)?;
         let deny = [&egress, &ingress].into_iter().find(|side| side.verdict == Verdict::Deny);
         let decided_by = match deny {
             Some(side) => side.decided_by.clone(),
@@ -281,13 +297,20 @@ impl Judge<'_> {
             End::Pod(pod) => pod.name.to_string(),
             End::Service(service) => service.name.to_string(),
             End::Node(node) => format!("node/{}", node.name),
+            End::Domain(name, _) => name.clone(),
             End::Outside(address) => address.to_string(),
         };
         let verdict = Verdict::of(deny.is_none());
         Ok(Backend { address: SocketAddr::new(address, port), name, verdict, decided_by, egress, ingress })
     }
 
-    fn sides(&self, to: &End, address: IpAddr, port: u16, translated: bool) -> Result<(Side, Side), Failure> {
+    fn sides(
+        &self,
+        to: &End,
+        asked: IpAddr,
+        (address, port): (IpAddr, u16),
+        translated: bool,
+    ) -> Result<(Side, Side), Failure> {
         let itself = matches!((self.from, to), (End::Pod(a), End::Pod(b)) if a.name == b.name);
         if itself && !translated {
             let alone = || Side::unasked("a pod's packets to itself do not leave it");
@@ -298,23 +321,26 @@ impl Judge<'_> {
             _ => None,
         };
         let egress = match self.from {
-            End::Pod(pod) => self.side(pod, Direction::Egress, address, peer_of(to).as_deref(), port)?,
+            End::Pod(pod) => self.side(pod, Direction::Egress, (address, asked), peer_of(to).as_deref(), port)?,
             _ => Side::unasked("the source is no pod"),
         };
         let ingress = match to {
             End::Pod(_) if itself => Side::unasked("a pod that reaches itself through a Service comes from its node"),
-            End::Pod(pod) => self.side(pod, Direction::Ingress, self.source, peer_of(self.from).as_deref(), port)?,
+            End::Pod(pod) => {
+                let source = (self.source, self.source);
+                self.side(pod, Direction::Ingress, source, peer_of(self.from).as_deref(), port)?
+            }
             _ => Side::unasked("the destination is no pod"),
         };
         Ok((egress, ingress))
     }
 
-    /// The rules of one pod in one direction.
+    /// The rules of one pod in one direction; `peer` is the other end, after and before Service translation.
     fn side(
         &self,
         pod: &Pod,
         direction: Direction,
-        peer: IpAddr,
+        (peer, asked): (IpAddr, IpAddr),
         who: Option<&Pod>,
         port: u16,
     ) -> Result<Side, Failure> {
@@ -323,8 +349,11 @@ impl Judge<'_> {
         if direction == Direction::Ingress && tables.node.owns(peer.into()) {
             return Ok(Side::unasked("a node always reaches its own pods"));
         }
-        let decided = decide(&tables, pod, direction, peer.into(), self.proto.number(self.family), port);
-        let question = Question { cluster: &self.rehearsal.cluster, pod, peer, peer_pod: who, proto: self.proto, port };
+        let domains = &self.rehearsal.domains;
+        let packet = (self.proto.number(self.family), port);
+        let decided = decide(&tables, domains, pod, direction, (peer, asked), packet);
+        let cluster = &self.rehearsal.cluster;
+        let question = Question { cluster, pod, peer, peer_pod: who, asked, domains, proto: self.proto, port };
         let considered = question.walk(direction).rules;
         let why = considered.is_empty().then(|| format!("no policy selects {}", pod.name));
         let Decided { allow, by: decided_by, audit } = decided;
@@ -343,8 +372,16 @@ pub struct Decided {
     pub audit: bool,
 }
 
-/// What the tables of a pod's node decide, and by which rule.
-pub fn decide(tables: &Tables, pod: &Pod, direction: Direction, peer: Address, protocol: u8, port: u16) -> Decided {
+/// What the tables of a pod's node decide, and by which rule, about a protocol number and a port. `peer` is the other end,
+/// after and before Service translation.
+pub fn decide(
+    tables: &Tables,
+    domains: &Known,
+    pod: &Pod,
+    direction: Direction,
+    (peer, asked): (IpAddr, IpAddr),
+    (protocol, port): (u8, u16),
+) -> Decided {
     let name = pod.name.to_string();
     let by_address = pod.addresses.iter().find_map(|address| tables.pods.by_address((*address).into()));
     let local =
@@ -352,7 +389,11 @@ pub fn decide(tables: &Tables, pod: &Pod, direction: Direction, peer: Address, p
     // A pod without a port here is not let through by accident.
     let Some(local) = local else { return Decided { allow: false, by: None, audit: false } };
     let set = if direction == Direction::Ingress { local.ingress } else { local.egress };
-    let decision = tables.policy.decide(set, tables.identities.of(peer), protocol, port);
+    let policy = &tables.policy;
+    let knows = |names: &[DomainId]| {
+        direction == Direction::Egress && [peer, asked].iter().any(|ip| domains.knows(&policy.domains, *ip, names))
+    };
+    let (decision, _) = policy.decide_learned(set, tables.identities.of(Address::from(peer)), protocol, port, knows);
     let by = tables.policy.name(decision.rule).map(ToString::to_string);
     Decided { allow: decision.allow, by, audit: decision.audit }
 }

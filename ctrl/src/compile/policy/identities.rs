@@ -104,6 +104,15 @@ pub(crate) struct Classes {
 /// Memberships kept beside the base before all are written down anew.
 const NEWER: usize = 4096;
 
+/// Questions that a change has moved.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Moved {
+    /// Other classes answer them.
+    pub classes: HashSet<MatcherId>,
+    /// Other addresses do.
+    pub sums: HashSet<MatcherId>,
+}
+
 impl Classes {
     pub fn build<'a>(matchers: &Matchers, pods: impl Iterator<Item = &'a Owner>, nodes: &'a [Owner]) -> Classes {
         let networks = matchers.networks();
@@ -165,25 +174,24 @@ impl Classes {
 
     /// The same with some owners gone and others come, and the questions whose classes are others now; `None` where only
     /// building all anew gives the right numbers.
-    pub fn changed(
-        &self,
-        matchers: &Matchers,
-        gone: &[&Owner],
-        come: &[&Owner],
-    ) -> Option<(Classes, HashSet<MatcherId>)> {
+    pub fn changed(&self, matchers: &Matchers, gone: &[Owner], come: &[Owner]) -> Option<(Classes, Moved)> {
         let touched = |owner: &Owner| owner.addresses.iter().any(|a| self.nodes.contains(a));
-        if gone.iter().chain(come).any(|owner| touched(owner)) {
+        if gone.iter().chain(come).any(touched) {
             return None;
         }
         let mut next = self.clone();
+        let mut moved = Moved::default();
+        if gone.iter().chain(come).all(|owner| owner.class.is_empty()) {
+            return Some((next, moved));
+        }
         let mut exact = (*self.exact).clone();
-        let mut moved = HashSet::new();
         for owner in gone.iter().filter(|owner| !owner.class.is_empty()) {
             for address in &owner.addresses {
                 let id = exact.remove(address)?;
                 for (question, sum) in sums(matchers, owner, *address) {
                     let of = next.membership_mut(question);
                     of.sum = of.sum.wrapping_sub(sum);
+                    moved.sums.insert(question);
                 }
                 let (class, count) = next.held.get_mut(&id)?;
                 *count -= 1;
@@ -194,7 +202,7 @@ impl Classes {
                     }
                     let class = class.clone();
                     next.held.remove(&id);
-                    next.link(matchers, id, &class, false, &mut moved);
+                    next.link(matchers, id, &class, false, &mut moved.classes);
                 }
             }
         }
@@ -205,6 +213,7 @@ impl Classes {
                 for (question, sum) in sums(matchers, owner, *address) {
                     let of = next.membership_mut(question);
                     of.sum = of.sum.wrapping_add(sum);
+                    moved.sums.insert(question);
                 }
                 let of_network = next.of_networks.get(&id);
                 if of_network.is_some_and(|c| **c != class) || exact.insert(*address, id).is_some() {
@@ -216,7 +225,7 @@ impl Classes {
                     None => {
                         let class = Arc::new(class);
                         next.held.insert(id, (class.clone(), 1));
-                        next.link(matchers, id, &class, true, &mut moved);
+                        next.link(matchers, id, &class, true, &mut moved.classes);
                     }
                 }
             }

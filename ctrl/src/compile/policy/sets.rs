@@ -13,7 +13,7 @@ use sluice_tables::policy::{DomainRule, MAX_BROAD, Members, PolicySet, PortMap, 
 use sluice_tables::stable_hash::stable_hash;
 use sluice_tables::{IdentityId, Isolation, PortMapBuilder, PortMatcher, Tier, TierRule, Transport};
 
-use super::identities::{Classes, name_id};
+use super::identities::{Classes, Moved, name_id};
 use super::matchers::{MatcherId, Matchers, PortName};
 use super::rules::{Direction, Drafted, Ports, Rule};
 
@@ -31,22 +31,56 @@ pub(crate) struct SetKey {
 /// A set with what it was made of.
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
+    pub key: Arc<SetKey>,
     pub set: Arc<PolicySet>,
     /// Every question, sorted: the set is another when their classes are.
-    pub asks: Arc<[MatcherId]>,
+    asks: Arc<[MatcherId]>,
     /// Those that are not about addresses alone.
     dynamic: Arc<[MatcherId]>,
     fixed: u64,
+    /// A stamp of the function from address to decisions.
+    pub content: u64,
     /// The policy whose peers take most room in it, and how many classes these are.
     pub widest: (u32, usize),
 }
 
-impl Entry {
-    /// A stamp of the function from address to decisions.
-    pub fn content(&self, classes: &Classes) -> u64 {
-        let sums: Vec<u64> = self.dynamic.iter().map(|m| classes.membership(*m).sum).collect();
-        stable_hash(&(self.fixed, sums))
+/// Which questions have moved, to be asked of every set.
+pub(crate) struct Asked {
+    classes: Vec<bool>,
+    sums: Vec<bool>,
+}
+
+impl Asked {
+    /// `questions` is how many there are.
+    pub fn of(moved: &Moved, questions: usize) -> Asked {
+        let marked = |which: &HashSet<MatcherId>| {
+            let mut marks = vec![false; if which.is_empty() { 0 } else { questions }];
+            which.iter().for_each(|question| marks[*question as usize] = true);
+            marks
+        };
+        Asked { classes: marked(&moved.classes), sums: marked(&moved.sums) }
     }
+}
+
+impl Entry {
+    /// The entry as it is after a move; `None` where the set must be made anew.
+    pub fn after(self: &Arc<Self>, asked: &Asked, classes: &Classes) -> Option<Arc<Entry>> {
+        let any = |marks: &[bool], of: &[MatcherId]| {
+            !marks.is_empty() && of.iter().any(|question| marks.get(*question as usize).is_some_and(|moved| *moved))
+        };
+        if any(&asked.classes, &self.asks) {
+            return None;
+        }
+        if !any(&asked.sums, &self.dynamic) {
+            return Some(Arc::clone(self));
+        }
+        Some(Arc::new(Entry { content: content(self.fixed, &self.dynamic, classes), ..(**self).clone() }))
+    }
+}
+
+fn content(fixed: u64, dynamic: &[MatcherId], classes: &Classes) -> u64 {
+    let sums: Vec<u64> = dynamic.iter().map(|m| classes.membership(*m).sum).collect();
+    stable_hash(&(fixed, sums))
 }
 
 /// What sets are made with.
@@ -57,7 +91,6 @@ pub(crate) struct Workshop<'a> {
     pub matchers: &'a Matchers,
     pub classes: &'a Classes,
     pub names: &'a RuleNames,
-    pub maps: HashMap<PortMap, Arc<PortMap>>,
 }
 
 enum Who {
@@ -76,7 +109,7 @@ struct Atom {
 type Applies = Vec<(usize, PortMatcher)>;
 
 impl Workshop<'_> {
-    pub fn entry(&mut self, key: &SetKey) -> Entry {
+    pub fn entry(&self, key: &Arc<SetKey>) -> Entry {
         let column = usize::from(key.direction == Direction::Egress);
         let rules: Vec<(u32, &Rule)> = key
             .policies
@@ -95,7 +128,9 @@ impl Workshop<'_> {
             let own = self.fold(&rules, &atoms, isolation, Some(position));
             set.domains.push(DomainRule { names: rule.domains.clone(), set: Arc::new(own) });
         }
-        Entry { set: Arc::new(set), asks: asks.into(), dynamic: dynamic.into(), fixed, widest }
+        let content = content(fixed, &dynamic, self.classes);
+        let (key, set) = (Arc::clone(key), Arc::new(set));
+        Entry { key, set, asks: asks.into(), dynamic: dynamic.into(), fixed, content, widest }
     }
 
     fn isolation(&self, key: &SetKey) -> Isolation {
@@ -233,7 +268,7 @@ impl Workshop<'_> {
     }
 
     /// Folds atoms for every class; with `kept`, what the rule at that position decides.
-    fn fold(&mut self, rules: &[(u32, &Rule)], atoms: &[Atom], isolation: Isolation, kept: Option<usize>) -> PolicySet {
+    fn fold(&self, rules: &[(u32, &Rule)], atoms: &[Atom], isolation: Isolation, kept: Option<usize>) -> PolicySet {
         let broad: Vec<(&Atom, &Arc<Members>)> = atoms
             .iter()
             .filter_map(|atom| if let Who::Broad(members) = &atom.who { Some((atom, members)) } else { None })
@@ -248,26 +283,26 @@ impl Workshop<'_> {
             }
         }
         let mut set = PolicySet { broad: broad.iter().map(|(_, m)| Arc::clone(m)).collect(), ..PolicySet::default() };
+        let (mut maps, mut places): (Vec<PortMap>, HashMap<PortMap, u32>) = Default::default();
         let mut folded: HashMap<Applies, u32> = HashMap::new();
-        let mut map_of = |mut applying: Applies, set: &mut PolicySet| {
+        let mut map_of = |mut applying: Applies| {
             applying.sort_unstable();
             applying.dedup();
             if let Some(at) = folded.get(&applying) {
                 return *at;
             }
             let map = self.map(rules, &applying, isolation, kept);
-            let at = set.maps.iter().position(|known| Arc::ptr_eq(known, &map)).unwrap_or_else(|| {
-                set.maps.push(map);
-                set.maps.len() - 1
-            }) as u32;
+            let at = *places.entry(map).or_insert_with_key(|map| {
+                maps.push(map.clone());
+                maps.len() as u32 - 1
+            });
             folded.insert(applying, at);
             at
         };
         for bits in 0..1usize << broad.len() {
             let chosen = broad.iter().enumerate().filter(|(n, _)| bits >> n & 1 != 0);
             let applying = everyone.iter().copied().chain(chosen.flat_map(|(_, (atom, _))| applies(atom))).collect();
-            let at = map_of(applying, &mut set);
-            set.by_breadth.push(at);
+            set.by_breadth.push(map_of(applying));
         }
         for (id, mut applying) in listed {
             let mut bits = 0;
@@ -278,40 +313,29 @@ impl Workshop<'_> {
                 }
             }
             applying.extend(&everyone);
-            let at = map_of(applying, &mut set);
+            let at = map_of(applying);
             if at != set.by_breadth[bits] {
                 set.by_identity.insert(id, at);
             }
         }
+        set.maps = maps.iter().collect();
         set
     }
 
-    fn map(
-        &mut self,
-        rules: &[(u32, &Rule)],
-        applying: &Applies,
-        isolation: Isolation,
-        kept: Option<usize>,
-    ) -> Arc<PortMap> {
+    fn map(&self, rules: &[(u32, &Rule)], applying: &Applies, isolation: Isolation, kept: Option<usize>) -> PortMap {
         let mut builder = PortMapBuilder::new(isolation);
         for (position, ports) in applying {
             let Rule { tier, action, audit, name, .. } = rules[*position].1;
             let rule = self.names.number(name);
             builder.push(TierRule { tier: *tier, ports: *ports, action: *action, rule, audit: *audit });
         }
-        let map = match kept {
+        match kept {
             None => builder.build(),
             Some(position) => builder.build_of(|at| applying[at].0 == position),
-        };
-        self.maps.entry(map).or_insert_with_key(|map| Arc::new(map.clone())).clone()
+        }
     }
 }
 
 fn applies(atom: &Atom) -> impl Iterator<Item = (usize, PortMatcher)> + '_ {
     atom.ports.iter().map(|ports| (atom.rule, *ports))
-}
-
-/// Whether any of a set's questions is among those that moved.
-pub(crate) fn is_touched(asks: &[MatcherId], moved: &HashSet<MatcherId>) -> bool {
-    !moved.is_empty() && asks.iter().any(|m| moved.contains(m))
 }

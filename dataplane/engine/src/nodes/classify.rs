@@ -3,6 +3,7 @@
 //! Source: RFC 7348 (VXLAN), RFC 6040 (ECN), design ADR 1 (who owns a flow). Everything is told from tables and headers;
 //! no flow is looked up here.
 
+use super::plain::sender;
 use crate::item::{Fate, Item, Role};
 use crate::nat::owner_of;
 use crate::pipeline::Pipeline;
@@ -61,6 +62,10 @@ impl Pipeline {
         } else {
             item.meta.role = Role::Pod;
             item.meta.zone = port;
+            // Every packet is asked, of known flows too: who is on the other end of the port may have changed his mind.
+            if !self.tables.pods.is_sender(port, sender(&ethernet)) && self.tables.pods.by_port(port).is_some() {
+                return item.refuse(Reason::SourceSpoofed);
+            }
             self.neighbour_discovery(item);
         }
     }

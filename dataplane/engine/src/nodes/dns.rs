@@ -4,6 +4,7 @@
 //! [`Common::OBSERVE`], which keeps them off the fast path. The packet itself is never held, changed or dropped here: what
 //! is not understood teaches nothing, so that the rule goes on matching nothing.
 
+use crate::dns_stream::{Of, Streams};
 use crate::flow::Common;
 use crate::item::Item;
 use crate::learned::Outcome;
@@ -32,28 +33,52 @@ impl Pipeline {
             return;
         }
         let Some(set) = self.tables.pods.by_port(c.pod).and_then(|pod| pod.egress) else { return };
+        if packet.protocol == TCP {
+            return self.observe_segment(item, c, set, ports);
+        }
         // What the IP header says is there, and lies in the first chunk.
         let bytes = item.l3();
         let bytes = &bytes[..bytes.len().min(usize::from(packet.total))];
         let l4 = usize::from(packet.l4);
         let (zone, source, destination) =
             (c.pod, u16::from_be_bytes(packet.source_port), u16::from_be_bytes([ports[2], ports[3]]));
-        let message = |p: &mut Pipeline, message: &[u8]| {
-            if c.is_reply() {
-                p.hear_answer(zone, set, destination, message);
-            } else {
-                p.hear_question(zone, set, source, message);
-            }
-        };
-        if packet.protocol == UDP {
-            if let Some(payload) = bytes.get(l4 + 8..) {
-                message(self, payload);
-            }
-        } else if let Some(offset) = bytes.get(l4 + 12)
-            && let Some(payload) = bytes.get(l4 + usize::from(offset >> 4) * 4..)
-        {
-            dns::in_stream(payload, |payload| message(self, payload));
+        match bytes.get(l4 + 8..) {
+            Some(message) if c.is_reply() => self.hear_answer(zone, set, destination, message),
+            Some(message) => self.hear_question(zone, set, source, message),
+            None => {}
         }
+    }
+
+    /// Looks at a segment of an observed connection: messages may lie in several.
+    fn observe_segment(&mut self, item: &Item, c: &Common, set: PolicySetId, ports: &[u8; 4]) {
+        let packet = &item.meta.packet;
+        let (l3, l4, total) = (usize::from(item.meta.l3), usize::from(packet.l4), usize::from(packet.total));
+        let Some(header) = item.l3().get(l4..).and_then(|b| b.first_chunk::<20>()) else { return };
+        let payload = l3 + l4 + usize::from(header[12] >> 4) * 4;
+        let sequence = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+        let reply = c.is_reply();
+        let port = if reply { [ports[2], ports[3]] } else { packet.source_port };
+        let of = Of { zone: c.pod, port: u16::from_be_bytes(port), reply };
+        let pieces = |each: &mut dyn FnMut(&[u8])| {
+            let mut at = 0;
+            item.frame.for_each_segment(|bytes| {
+                // Behind the headers, and not past what the IP header says is there.
+                let (from, to) = (payload.saturating_sub(at), (l3 + total).saturating_sub(at));
+                if let Some(bytes) = bytes.get(from..to.min(bytes.len())) {
+                    each(bytes);
+                }
+                at += bytes.len();
+            });
+        };
+        let mut streams = std::mem::replace(&mut self.streams, Streams::nothing());
+        streams.segment(of, sequence, self.now, pieces, |message| {
+            if reply {
+                self.hear_answer(of.zone, set, of.port, message);
+            } else {
+                self.hear_question(of.zone, set, of.port, message);
+            }
+        });
+        self.streams = streams;
     }
 
     fn hear_question(&mut self, zone: u16, set: PolicySetId, port: u16, message: &[u8]) {

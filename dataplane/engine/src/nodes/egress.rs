@@ -60,9 +60,8 @@ impl Pipeline {
             item.refuse(Reason::NoRoute);
             return None;
         }
-        let sender = usize::from(item.meta.l3).checked_sub(8).and_then(|at| item.frame.head().get(at..at + 6));
-        let own = pod.addresses.contains(&tuple.source) || pod.extra_sources.iter().any(|p| p.contains(tuple.source));
-        if !own || sender != Some(&pod.mac[..]) {
+        // The MAC was compared when the packet came in.
+        if !pod.may_bear(tuple.source) {
             item.refuse(Reason::SourceSpoofed);
             return None;
         }

@@ -12,6 +12,7 @@ use crate::memo::{Memo, Memo4};
 use sluice_port::prefetch::prefetch;
 use sluice_port::{Checksum, Frame};
 use sluice_tables::node::GATEWAY_MAC;
+use sluice_tables::pods::mac_word;
 use sluice_tables::{Address, Tables};
 use sluice_wire::packet::Packet;
 
@@ -162,7 +163,10 @@ impl Entrance<'_> {
         }
         let head = frame.head();
         let Some((ethernet, l3)) = head.split_first_chunk::<ETHERNET>() else { return false };
-        if frame.port == self.known.host || !is_gateway(ethernet) {
+        if frame.port == self.known.host
+            || !is_gateway(ethernet)
+            || !self.tables.pods.is_sender(frame.port, sender(ethernet))
+        {
             return false;
         }
         let kind = [ethernet[12], ethernet[13]];
@@ -272,9 +276,16 @@ fn outer_sum_is_right(h: &[u8; OVERLAY]) -> bool {
 /// Whether an Ethernet header is addressed to our end of a pod's port: six bytes compared as one word.
 #[inline(always)]
 fn is_gateway(ethernet: &[u8; ETHERNET]) -> bool {
-    let word = |b: &[u8]| u64::from_be_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) >> 16;
     let [a, b, c, d, e, f] = GATEWAY_MAC;
-    word(ethernet) == word(&[a, b, c, d, e, f, 0, 0])
+    let to = ethernet;
+    mac_word([to[0], to[1], to[2], to[3], to[4], to[5], to[6], to[7]]) == mac_word([a, b, c, d, e, f, 0, 0])
+}
+
+/// Its source MAC, to be compared with a pod's.
+#[inline(always)]
+pub(crate) fn sender(ethernet: &[u8; ETHERNET]) -> u64 {
+    let b = ethernet;
+    mac_word([b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13]])
 }
 
 #[cfg(test)]
@@ -352,12 +363,15 @@ mod tests {
 
         #[test]
         fn the_ordinary_way_comes_to_the_same_end_as_the_general_one(
-            (port, bytes) in arrival(), unknown in any::<bool>()
+            (port, mut bytes) in arrival(), unknown in any::<bool>(), honest in prop::bool::weighted(0.8),
         ) {
             thread_local! {
                 static PIPELINE: std::cell::RefCell<Pipeline> = std::cell::RefCell::new(pipeline());
             }
             PIPELINE.with_borrow_mut(|p| {
+                if let Some(pod) = p.tables.pods.by_port(port).filter(|_| honest) && bytes.len() >= ETHERNET {
+                    bytes[6..12].copy_from_slice(&pod.mac);
+                }
                 let mut make = || {
                     let mut frame = p.cache_mut().alloc_copy(&bytes).unwrap();
                     frame.checksum = if unknown { Checksum::Unknown } else { Checksum::None };
@@ -391,12 +405,15 @@ mod tests {
     #[test]
     fn what_a_pod_and_a_peer_ordinarily_send_goes_the_ordinary_way() {
         let mut p = pipeline();
-        let inner = Build::eth().macs(Mac([2; 6]), Mac(GATEWAY_MAC)).ip("10.244.2.1", "10.244.1.5").tcp(1, 2).build();
-        let outer = Build::eth().ip("192.0.2.12", "192.0.2.10").vxlan(50_000, 4096, &inner).no_checksum().build();
-        for (port, bytes) in [(POD_A, inner), (UPLINK, outer)] {
+        let mac = Mac(p.tables.pods.by_port(POD_A).unwrap().mac);
+        let from = |mac| Build::eth().macs(mac, Mac(GATEWAY_MAC)).ip("10.244.2.1", "10.244.1.5").tcp(1, 2).build();
+        let outer = Build::eth().ip("192.0.2.12", "192.0.2.10").vxlan(50_000, 4096, &from(mac)).no_checksum().build();
+        for (port, bytes, ordinary) in
+            [(POD_A, from(mac), true), (UPLINK, outer, true), (POD_A, from(Mac([2; 6])), false)]
+        {
             let mut frame = p.cache_mut().alloc_copy(&bytes).unwrap();
             frame.port = port;
-            assert!(enter(&mut p, &mut frame), "port {port}");
+            assert_eq!(enter(&mut p, &mut frame), ordinary, "port {port}");
             p.cache_mut().free(frame);
         }
     }

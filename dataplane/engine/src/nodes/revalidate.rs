@@ -44,6 +44,12 @@ impl Pipeline {
             return false;
         };
         let (tuple, _, side) = original.parts();
+        if side == Side::From && !pod.may_bear(tuple.source) {
+            let reply = slot != first;
+            self.forget::<E>(slot);
+            item.refuse(if reply { Reason::NoRoute } else { Reason::SourceSpoofed });
+            return false;
+        }
         let named = original.common().bits & Common::NAMED != 0;
         let rule = match side {
             Side::To if self.tables.node.owns(tuple.source) => Some(Judged::UNASKED),

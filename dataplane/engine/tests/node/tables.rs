@@ -57,9 +57,9 @@ fn policy() -> Policy {
     let map = |allow| {
         let decision = Decision { allow, audit: false, rule: names.number("NetworkPolicy/default/p") };
         let all = vec![(0, decision)];
-        Arc::new(PortMap { tcp: all.clone(), udp: all.clone(), sctp: all, other: decision })
+        PortMap { tcp: all.clone(), udp: all.clone(), sctp: all, other: decision }
     };
-    let set = |map| Arc::new(PolicySet { maps: vec![map], by_breadth: vec![0], ..PolicySet::default() });
+    let set = |map| Arc::new(PolicySet { maps: [map].iter().collect(), by_breadth: vec![0], ..PolicySet::default() });
     Policy { sets: vec![set(map(true)), set(map(false))], names: Arc::new(names), ..Policy::default() }
 }
 
