@@ -4,7 +4,7 @@
 //! watch. Invariants: every counter and label that is known beforehand is there from the first scrape, at 0; there are no
 //! labels of unbounded content (ports are bounded by the node's pods). Runs on a thread of the API; workers are not asked.
 
-use crate::api::report::{CounterReport, GenerationReport, StatusReport};
+use crate::api::report::{CounterReport, GenerationReport, StatusReport, VF_STATES, VfReport};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
@@ -76,6 +76,8 @@ pub struct Sample {
     pub counters: CounterReport,
     /// The tables in force.
     pub generation: GenerationReport,
+    /// Virtual functions.
+    pub vfs: Vec<VfReport>,
 }
 
 /// The text of `GET /metrics`. An error only if the encoder refuses a label, which none of ours can bring about.
@@ -230,6 +232,26 @@ impl Sample {
         for worker in &self.status.workers {
             busy.gauge(vec![("worker", &worker.id.to_string())], worker.busy_ratio)?;
         }
+        let help = "The CPU and NUMA node of a worker";
+        let mut places = family(to, MetricType::Gauge, "sluicegate_worker_cpu_info", help)?;
+        for worker in &self.status.workers {
+            let word = |number: Option<String>| number.unwrap_or_default();
+            let (cpu, numa) = (word(worker.cpu.map(|n| n.to_string())), word(worker.numa_node.map(|n| n.to_string())));
+            places.gauge(vec![("worker", &worker.id.to_string()), ("cpu", &cpu), ("numa", &numa)], 1.0)?;
+        }
+        let help = "1 where a worker's CPU and the uplink's device are on different NUMA nodes";
+        let mut cross = family(to, MetricType::Gauge, "sluicegate_worker_cross_numa", help)?;
+        for worker in &self.status.workers {
+            cross.gauge(vec![("worker", &worker.id.to_string())], f64::from(u8::from(worker.cross_numa)))?;
+        }
+        let help = "Times that a worker's thread was found moved to other CPUs by another program";
+        let mut moved = family(to, MetricType::Counter, "sluicegate_worker_moved", help)?;
+        for worker in &self.status.workers {
+            moved.counter(vec![("worker", &worker.id.to_string())], worker.moved)?;
+        }
+        let help = "Periods in which the kernel stopped the agent because its CPU quota was used up";
+        family(to, MetricType::Counter, "sluicegate_cpu_throttled_periods", help)?
+            .counter(vec![], self.status.cpu_throttled_periods.unwrap_or_default())?;
         let mut sizes = family(to, MetricType::Histogram, "sluicegate_worker_batch_size", "Packets in a batch")?;
         for worker in &self.counters.workers {
             sizes.histogram(vec![("worker", &worker.id.to_string())], &worker.batches)?;
@@ -245,6 +267,11 @@ impl Sample {
             let labels =
                 vec![("port", &*port.name), ("driver", &port.driver), ("mode", &port.mode), ("reason", &port.reason)];
             modes.gauge(labels, 1.0)?;
+        }
+        let mut vfs = family(to, gauge, "sluicegate_vfs", "Virtual functions by what has become of them")?;
+        for &state in VF_STATES {
+            let count = self.vfs.iter().filter(|vf| vf.state == state).count();
+            vfs.gauge(vec![("state", state)], count as f64)?;
         }
         let mut addresses = family(to, gauge, "sluicegate_ipam_addresses", "Addresses that can be given to pods")?;
         for pool in &self.status.ipam {
@@ -293,7 +320,10 @@ mod tests {
             ..Default::default()
         }];
         sample.counters.ports = sample.status.ports.iter().map(PortCounters::from).collect();
-        sample.status.workers = vec![WorkerReport { id: 0, busy_ratio: 0.25, ..Default::default() }];
+        let places =
+            WorkerReport { cpu: Some(3), numa_node: Some(1), cross_numa: true, moved: 2, ..Default::default() };
+        sample.status.workers = vec![WorkerReport { id: 0, busy_ratio: 0.25, ..places }];
+        sample.vfs = vec![VfReport { state: "pod".into(), ..Default::default() }];
         let pool = IpamReport { pool: "10.244.1.0/24".into(), family: "IPv4".into(), addresses: 253, in_use: 2 };
         sample.status.ipam = vec![pool];
         sample.counters.snat_ports_in_use.insert("192.0.2.1".into(), 64);
@@ -319,6 +349,11 @@ mod tests {
             "sluicegate_programming_seconds_bucket{le=\"0.0005\"}",
             "sluicegate_programming_seconds_bucket{le=\"+Inf\"}",
             "sluicegate_worker_busy_ratio{worker=\"0\"}",
+            "sluicegate_worker_cpu_info{worker=\"0\",cpu=\"3\",numa=\"1\"}",
+            "sluicegate_worker_cross_numa{worker=\"0\"}",
+            "sluicegate_worker_moved_total{worker=\"0\"}",
+            "sluicegate_cpu_throttled_periods_total",
+            "sluicegate_vfs{state=\"pod\"}",
             "sluicegate_worker_batch_size_bucket{le=\"64.0\",worker=\"0\"}",
             "sluicegate_worker_batch_size_count{worker=\"0\"}",
             "sluicegate_port_mode_info{port=\"uplink0\",driver=\"af_xdp\",mode=\"copy\",reason=\"the driver of \\\"eth0\\\"",
@@ -330,6 +365,11 @@ mod tests {
         ] {
             has(name);
         }
+        assert_eq!(
+            (found["sluicegate_worker_cross_numa{worker=\"0\"}"], found["sluicegate_vfs{state=\"pod\"}"]),
+            (1.0, 1.0)
+        );
+        assert_eq!(found["sluicegate_worker_moved_total{worker=\"0\"}"], 2.0);
         assert_eq!(found["sluicegate_flows"], 0.0);
         assert_eq!(found["sluicegate_packets_total{port=\"uplink0\",direction=\"rx\"}"], 7.0);
         assert!(text.ends_with("# EOF\n"));

@@ -67,6 +67,10 @@ fn listings_are_tables_json_or_yaml() {
     assert_eq!(json[0]["name"], "shop/web-0");
     let yaml: Value = serde_yaml_ng::from_str(&out(&sluice(&agent.socket, &["policies", "-o", "yaml"]))).unwrap();
     assert_eq!(yaml[0]["name"], "shop/db");
+    let vfs = out(&sluice(&agent.socket, &["vfs"]));
+    assert!(vfs.contains("pod shop/web-0 (sandbox c1) (unenforced)") && vfs.contains("0000:3b:00.0 vf 0"), "{vfs}");
+    let vfs: Value = serde_json::from_str(&out(&sluice(&agent.socket, &["vfs", "-o", "json"]))).unwrap();
+    assert_eq!((&vfs[1]["state"], &vfs[0]["enforced"]), (&Value::from("free"), &Value::from(false)));
     let flows = sluice(&agent.socket, &["flows", "--pod", "shop/web-0", "--limit", "2"]);
     assert_eq!(out(&flows).lines().count(), 3);
     assert!(err(&flows).contains("--limit"));

@@ -96,7 +96,8 @@ impl Arguments {
             (Workers::Cpus(list), None) => list.iter().copied().map(u32::from).collect(),
             _ => Vec::new(),
         };
-        let of_file = file.as_ref().map(|c| c.ports.uplink.interface.clone());
+        let device = config.ports.uplink.device.clone();
+        let of_file = file.as_ref().map(|c| device.clone().unwrap_or_else(|| c.ports.uplink.interface.clone()));
         let dpdk = config.ports.uplink.driver == UplinkDriver::Dpdk;
         Ok(Configuration {
             flows: self.flows.unwrap_or(config.flows.max.into()),
@@ -106,7 +107,7 @@ impl Arguments {
             pool_mib: self.pool_mb,
             gigantic: self.gigantic.iter().copied().collect(),
             vfs: self.vfs.iter().cloned().collect(),
-            vfio: self.vfio || (dpdk && sluice_machine::pci::is_address(&config.ports.uplink.interface)),
+            vfio: self.vfio || (dpdk && device.is_some_and(|d| sluice_machine::pci::is_address(&d))),
             ports: config.masquerade.enabled.then(|| (config.masquerade.ports.first(), config.masquerade.ports.last())),
         })
     }

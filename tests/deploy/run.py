@@ -157,7 +157,8 @@ def check_values(chart):
     rich = chart.render({
         "image": {"digest": "sha256:" + "a" * 64},
         "apiServer": {"host": "192.0.2.1", "port": 6443},
-        "hugepages": {"setup": True, "size2Mi": "512Mi"},
+        "hugepages": {"setup": True, "setupArgs": ["--vfs", "ens1f0np0=4"], "size2Mi": "512Mi"},
+        "vfs": {"enabled": True},
         "prometheus": {"podMonitor": {"enabled": True, "labels": {"release": "prom"}}},
         "extraEnv": [{"name": "A", "value": "b"}],
         "imagePullSecrets": [{"name": "pull"}],
@@ -169,6 +170,11 @@ def check_values(chart):
           (env.get("KUBERNETES_SERVICE_HOST"), env.get("KUBERNETES_SERVICE_PORT")) == ("192.0.2.1", "6443"))
     check("values: hugepages are a limit, memory stays one",
           agent["resources"]["limits"] == {"hugepages-2Mi": "512Mi", "memory": "2Gi"}, str(agent["resources"]))
+    setup = [c for c in only(rich, "DaemonSet")["spec"]["template"]["spec"]["initContainers"] if c["name"] == "hugepage-setup"][0]
+    check("values: hugepage-setup knows the configuration and what more it is asked for",
+          "--config" in setup["command"] and setup["args"] == ["--vfs", "ens1f0np0=4"], str(setup))
+    mounts = {m["mountPath"] for m in agent["volumeMounts"]}
+    check("values: vfs.enabled mounts the host's /sys and the ledger", {"/host/sys", "/host/var/lib/sluicegate"} <= mounts, str(mounts))
     check("values: a digest goes before the tag", agent["image"].endswith("@sha256:" + "a" * 64))
     check("values: the PodMonitor finds the metrics port", only(rich, "PodMonitor") and agent["ports"][0]["name"] == "metrics")
     bare = chart.render({"rbac": {"create": False}, "serviceAccount": {"create": False, "name": "own"}})

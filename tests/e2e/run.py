@@ -26,6 +26,7 @@ import leases  # noqa: E402
 from node_state import difference, inventory  # noqa: E402
 from small_cluster import SmallCluster, pod_manifest  # noqa: E402
 import restart  # noqa: E402
+import vfs  # noqa: E402
 from namespaces import wait_until  # noqa: E402
 from probes import Conversation, fetch  # noqa: E402
 from topology import PodSpec, of_family  # noqa: E402
@@ -544,7 +545,7 @@ def main():
         print(f"Missing in {options.bin_dir}: {', '.join(absent)}. `cargo build --workspace --bins` makes them.", file=sys.stderr)
         return 4
     signal.signal(signal.SIGTERM, raise_interrupt)
-    chosen = [(title, body) for title, body in [*TESTS, *cni.TESTS] if re.search(options.only, title)]
+    chosen = [(title, body) for title, body in [*TESTS, *cni.TESTS, *vfs.TESTS] if re.search(options.only, title)]
     passed = failed = 0
     for title, body in chosen:
         start = time.monotonic()

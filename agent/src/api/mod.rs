@@ -12,7 +12,7 @@ pub mod server;
 
 use report::{
     CounterReport, FlowFilter, FlowsReport, GenerationReport, ObserveEvent, ObserveFilter, PodReport, PolicyReport,
-    ServiceReport, StatusReport, TryReport, TryRequest,
+    ServiceReport, StatusReport, TryReport, TryRequest, VfReport,
 };
 use sluice_cni::protocol::{CniRequest, ErrorBody, Verb};
 use tokio::sync::mpsc;
@@ -30,6 +30,8 @@ pub trait Agent: Send + Sync + 'static {
     fn pods(&self) -> Vec<PodReport>;
     /// Every policy of the cluster, by kind and name.
     fn policies(&self) -> Vec<PolicyReport>;
+    /// Virtual functions of this machine, by address.
+    fn vfs(&self) -> Vec<VfReport>;
     /// Flows that the filter wants, at most `limit`.
     fn flows(&self, filter: &FlowFilter, limit: usize) -> FlowsReport;
     /// Everything counted since the start.

@@ -128,6 +128,7 @@ pub(super) fn socket(desk: Desk) -> Router {
         .route("/v1/policies", get(|State(desk): State<Desk>| async move { desk.read(|a| a.policies()).await }))
         .route("/v1/counters", get(|State(desk): State<Desk>| async move { desk.read(|a| a.counters()).await }))
         .route("/v1/generation", get(|State(desk): State<Desk>| async move { desk.read(|a| a.generation()).await }))
+        .route("/v1/vfs", get(|State(desk): State<Desk>| async move { desk.read(|a| a.vfs()).await }))
         .route("/v1/flows", get(flows))
         .route("/v1/observe", get(observe))
         .route("/v1/policy/try", post(policy_try).layer(DefaultBodyLimit::max(TRIAL_LIMIT)))
@@ -280,6 +281,7 @@ async fn scrape(State(desk): State<Desk>) -> Result<Response, Refused> {
         status: agent.status(),
         counters: agent.counters(),
         generation: agent.generation(),
+        vfs: agent.vfs(),
     };
     let text = desk.ask(&desk.reads, move |agent| metrics::render(sample(agent))).await?;
     let failed = |_| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, "the metrics cannot be written as text");

@@ -3,7 +3,7 @@
 use super::agent::Agent;
 use super::failure::Done;
 use super::output::{Output, table, yes};
-use crate::api::report::{BackendReport, PodReport, PolicyReport, ServiceReport};
+use crate::api::report::{BackendReport, PodReport, PolicyReport, ServiceReport, VfReport};
 use clap::Args;
 
 /// The Services as programmed on this node.
@@ -60,10 +60,37 @@ pub fn pods(agent: &Agent, output: &Output) -> Done {
                 pod.mac.clone(),
                 yes(pod.ingress_isolated),
                 yes(pod.egress_isolated),
+                pod.unenforced.clone().unwrap_or_default(),
                 pod.netns.clone(),
             ]
         });
-        let head = ["POD", "ADDRESSES", "PORT", "WORKER", "MAC", "INGRESS ISOLATED", "EGRESS ISOLATED", "NETNS"];
+        let head =
+            ["POD", "ADDRESSES", "PORT", "WORKER", "MAC", "INGRESS ISOLATED", "EGRESS ISOLATED", "UNENFORCED", "NETNS"];
+        table(&head, rows)
+    })
+}
+
+/// Prints the virtual functions of this node.
+pub fn vfs(agent: &Agent, output: &Output) -> Done {
+    let vfs: Vec<VfReport> = agent.get("/v1/vfs")?;
+    output.print(&vfs, || {
+        let number = |n: Option<u32>| n.map_or("-".to_owned(), |n| n.to_string());
+        let rows = vfs.iter().map(|vf| {
+            let owner = if vf.enforced { vf.owner.clone() } else { format!("{} (unenforced)", vf.owner) };
+            [
+                vf.address.clone(),
+                vf.pf.as_ref().map_or("-".to_owned(), |pf| format!("{pf} vf {}", number(vf.index))),
+                vf.id.clone(),
+                number(vf.numa_node),
+                vf.driver.clone(),
+                vf.method.clone(),
+                vf.interface.clone(),
+                vf.state.clone(),
+                owner,
+                vf.reason.clone(),
+            ]
+        });
+        let head = ["DEVICE", "PF", "ID", "NODE", "DRIVER", "FOR USERSPACE", "INTERFACE", "STATE", "OWNER", "REASON"];
         table(&head, rows)
     })
 }

@@ -61,6 +61,8 @@ enum Command {
     Services(listings::ServicesArgs),
     /// The pods with a port on this node.
     Pods,
+    /// The virtual functions of this node, and who has which.
+    Vfs,
     /// The policies of the cluster, and the pods here that they select.
     Policies,
     /// The flows this node remembers.
@@ -107,6 +109,7 @@ fn run(cli: Cli, output: &Output) -> Done {
         Command::Status => status::run(&agent(), output),
         Command::Services(args) => listings::services(&agent(), &args, output),
         Command::Pods => listings::pods(&agent(), output),
+        Command::Vfs => listings::vfs(&agent(), output),
         Command::Policies => listings::policies(&agent(), output),
         Command::Flows(args) => flows::run(&agent(), args, output),
         Command::Counters(args) => counters::run(&agent(), &args, output),

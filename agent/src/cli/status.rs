@@ -55,9 +55,11 @@ fn text(status: &StatusReport) -> String {
         let rows = status.workers.iter().map(|worker| {
             let cpu = worker.cpu.map_or("any".to_owned(), |cpu| cpu.to_string());
             let busy = format!("{:.1} %", 100.0 * worker.busy_ratio);
-            [worker.id.to_string(), cpu, yes(worker.alive), busy]
+            let node = worker.numa_node.map_or(String::new(), |n| n.to_string());
+            let node = if worker.cross_numa { format!("{node} (uplink's is another)") } else { node };
+            [worker.id.to_string(), cpu, node, yes(worker.alive), busy]
         });
-        text.push_str(&table(&["WORKER", "CPU", "ALIVE", "BUSY"], rows));
+        text.push_str(&table(&["WORKER", "CPU", "NODE", "ALIVE", "BUSY"], rows));
     }
     if !status.ports.is_empty() {
         text.push('\n');

@@ -4,6 +4,7 @@
 //! old list or the new one.
 
 use super::capabilities::Bandwidth;
+use super::vfs::BareVf;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use sluice_ctrl::compile::PortMapping;
@@ -46,6 +47,9 @@ pub struct Attachment {
     /// Rates that the runtime asked for.
     #[serde(default)]
     pub bandwidth: Bandwidth,
+    /// The bare VF that the pod asked for, beside this port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vf: Option<BareVf>,
 }
 
 impl Attachment {
@@ -202,6 +206,7 @@ mod tests {
             fast: None,
             mappings: Vec::new(),
             bandwidth: Bandwidth::default(),
+            vf: None,
         }
     }
 

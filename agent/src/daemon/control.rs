@@ -4,6 +4,7 @@
 use super::announce::{self, Announcer};
 use super::attachments::Attachments;
 use super::carriers::Carriers;
+use super::cores::Cores;
 use super::driven::Driven;
 use super::health_ports::HealthPorts;
 use super::host::Notes;
@@ -11,6 +12,7 @@ use super::machine::HostPlan;
 use super::observe::Observers;
 use super::refusals::Refusals;
 use super::snat::SnatWatch;
+use super::vfs::Vfs;
 use super::workers::Handle;
 use crate::api::problem::Problem;
 use crate::metrics::Histogram;
@@ -81,6 +83,10 @@ pub struct Control {
     pub workers: Vec<Handle>,
     /// CPUs the workers are pinned to.
     pub cpus: Vec<Option<usize>>,
+    /// Where workers run, and whether they are left there.
+    pub cores: Cores,
+    /// Virtual functions.
+    pub vfs: Vfs,
     /// What workers share.
     pub shared: Arc<Shared>,
     /// The frame pool.
@@ -154,7 +160,8 @@ pub struct Parts {
     pub(crate) view: LocalView,
     pub(crate) publisher: Publisher,
     pub(crate) workers: Vec<Handle>,
-    pub(crate) cpus: Vec<Option<usize>>,
+    pub(crate) cores: Cores,
+    pub(crate) vfs: Vfs,
     pub(crate) shared: Arc<Shared>,
     pub(crate) pool: Arc<FramePool>,
     pub(crate) uplink: Option<Driven>,
@@ -189,7 +196,9 @@ impl Control {
             announcer: Announcer::default(),
             snat: SnatWatch::default(),
             workers: parts.workers,
-            cpus: parts.cpus,
+            cpus: parts.cores.cpus(),
+            cores: parts.cores,
+            vfs: parts.vfs,
             shared: parts.shared,
             pool: parts.pool,
             uplink: parts.uplink,
@@ -271,6 +280,8 @@ impl Control {
             self.keep_domains();
             self.show_health();
             self.renew_guard();
+            self.look_at_cores();
+            self.look_at_vfs();
             self.publisher.collect();
             self.observers.prune(&self.workers);
         }

@@ -41,6 +41,13 @@ impl Control {
                 (None, None) => Err(anyhow!("the pod has neither a TAP device nor a veth pair")),
             }));
         }
+        for ((attachment, ns), queue) in wanted.iter().zip(&mut queues) {
+            if queue.is_ok()
+                && let Err(error) = self.hand_vf(attachment, ns)
+            {
+                *queue = Err(error);
+            }
+        }
         let ready: Vec<&Attachment> =
             wanted.iter().zip(&queues).filter(|(_, queue)| queue.is_ok()).map(|((a, _), _)| a).collect();
         let refused = self.let_in(&ready);
@@ -153,6 +160,7 @@ impl Control {
                 }
             }
             self.pod_programs.remove(&attachment.port);
+            self.take_vf_back(attachment);
         }
         let containers = || gone.iter().map(|a| a.container.as_str());
         if let Err(error) = self.ipam.release_all(containers(), Self::wall_seconds()) {

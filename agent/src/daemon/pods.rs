@@ -9,6 +9,7 @@ use super::attachments::Attachment;
 use super::capabilities::{self, Asked};
 use super::control::{CniCall, Control};
 use super::fast::{self, FastKind, FastPort};
+use super::vfs::BareVf;
 use serde_json::{Value, json};
 use sluice_cni::prefix::Prefix;
 use sluice_cni::protocol::{AddResult, CniRequest, ErrorBody, ErrorCode, Interface, IpConfig, Route, Verb};
@@ -45,6 +46,7 @@ struct Newcomer<'a> {
     asked: Asked,
     choice: Choice,
     fixed: Vec<IpAddr>,
+    vf: Option<BareVf>,
 }
 
 /// Whether an answer says that the pod is not known yet, so that asking again soon makes sense.
@@ -178,6 +180,13 @@ impl Control {
         if !self.is_shown(&name, request.pod().and_then(|pod| pod.uid)) {
             return Err(refuse(ErrorCode::TRY_AGAIN_LATER, format!("pod {name} is not known"), NOT_SHOWN));
         }
+        let vf = self
+            .bare_vf(&name, &request.config)
+            .map_err(|why| refuse(ErrorCode::INVALID_CONFIG, format!("no VF for {name}"), why))?;
+        if vf.as_ref().is_some_and(|vf| vf.ifname == request.ifname) {
+            let why = format!("{} is the pod's port already", request.ifname);
+            return Err(refuse(ErrorCode::INVALID_CONFIG, format!("no VF for {name}"), why));
+        }
         let ns = Netns::open(Path::new(&request.netns))
             .map_err(|e| refuse(ErrorCode::INVALID_ENVIRONMENT, "cannot open CNI_NETNS", e))?;
         if let Some(known) = self.attachments.get(&request.container_id)
@@ -197,7 +206,7 @@ impl Control {
             None => self.snapshot_addresses(&name).unwrap_or_default(),
             Some(_) => Vec::new(),
         };
-        Ok(Admitted::New(Box::new(Newcomer { at, name, request, ns, asked, choice, fixed })))
+        Ok(Admitted::New(Box::new(Newcomer { at, name, request, ns, asked, choice, fixed, vf })))
     }
 
     /// Takes away what newcomers replace: a container's port in another namespace, and a pod's older sandbox that was
@@ -311,6 +320,7 @@ impl Control {
             fast,
             mappings: asked.mappings.clone(),
             bandwidth: asked.bandwidth,
+            vf: newcomer.vf.clone(),
         })
     }
 
@@ -419,6 +429,14 @@ impl Control {
         let Some(interface) = found else {
             return differs(format!("interface {} is gone", known.ifname), String::new());
         };
+        if let Some(vf) = &known.vf
+            && sluice_hostnet::interface(&ns, &vf.ifname).ok().flatten().is_none()
+        {
+            return differs(
+                format!("VF {} is gone", vf.ifname),
+                "`sluice vfs` on the node shows its device".to_owned(),
+            );
+        }
         let missing: Vec<&IpAddr> =
             known.addresses.iter().filter(|a| !interface.addresses.iter().any(|net| net.addr() == **a)).collect();
         let programmed = self.publisher.current().tables.pods.by_port(known.port).is_some();
@@ -482,9 +500,15 @@ impl Control {
             socket_path: attachment.fast.as_ref().map(FastPort::socket_path),
             ..Interface::default()
         };
+        let bare = attachment.vf.as_ref().map(|vf| Interface {
+            name: vf.ifname.clone(),
+            sandbox: Some(attachment.netns.display().to_string()),
+            pci_id: self.vf_address(attachment),
+            ..Interface::default()
+        });
         let inside = Some(u32::from(host.is_some()));
         let result = AddResult {
-            interfaces: host.into_iter().chain([pod]).collect(),
+            interfaces: host.into_iter().chain([pod]).chain(bare).collect(),
             ips: attachment
                 .addresses
                 .iter()

@@ -11,7 +11,7 @@ use crate::api::problem::Problem;
 use crate::api::report::{
     BackendReport, CounterReport, FlowFilter, FlowReport, FlowsReport, FrontendReport, GenerationReport,
     HealthCheckReport, IpamReport, ObserveEvent, ObserveFilter, PodReport, PolicyReport, PoolReport, PortCounters,
-    PortReport, ServiceReport, State, StatusReport, TryReport, TryRequest, VERDICTS, WorkerReport,
+    PortReport, ServiceReport, State, StatusReport, TryReport, TryRequest, VERDICTS, VfReport, WorkerReport,
 };
 use crate::replay::verdict::policy_verdict;
 use serde_json::Value;
@@ -59,6 +59,10 @@ impl Agent for Node {
 
     fn policies(&self) -> Vec<PolicyReport> {
         self.link.ask(|control| control.policies()).unwrap_or_default()
+    }
+
+    fn vfs(&self) -> Vec<VfReport> {
+        self.link.ask(|control| control.vf_reports()).unwrap_or_default()
     }
 
     fn flows(&self, filter: &FlowFilter, limit: usize) -> FlowsReport {
@@ -127,6 +131,8 @@ impl Control {
         all.extend(self.refusals.problems());
         all.extend(self.limit_problems.iter().cloned());
         all.extend(self.snat.problems().iter().map(Problem::plain));
+        all.extend(self.cores.problems().map(Problem::plain));
+        all.extend(self.vfs.problems().map(Problem::plain));
         if self.cut_off {
             all.push(Problem::plain(
                 "cut off from most other nodes: no egress or load-balancer address is carried here",
@@ -220,6 +226,9 @@ impl Control {
                         cpu: *cpu,
                         alive: worker.is_alive(),
                         busy_ratio: if all == 0 { 0.0 } else { busy as f64 / all as f64 },
+                        numa_node: self.cores.seats.get(id).map(|s| s.node),
+                        cross_numa: self.cores.seats.get(id).is_some_and(|s| s.cross_numa),
+                        moved: self.cores.moved.get(id).copied().unwrap_or_default(),
                     }
                 })
                 .collect(),
@@ -239,7 +248,8 @@ impl Control {
             ignored_objects: self.snapshot.ignored.clone(),
             ipam: self.ipam_reports(),
             unready: self.why_unready(),
-            notes: self.source_notes(),
+            notes: [self.source_notes(), self.unenforced()].concat(),
+            cpu_throttled_periods: self.cores.throttled,
         }
     }
 
@@ -333,6 +343,7 @@ impl Control {
                     ifname: attachment.map(|a| a.ifname.clone()).unwrap_or_default(),
                     ingress_isolated: programmed.is_some_and(|p| p.ingress.is_some()),
                     egress_isolated: programmed.is_some_and(|p| p.egress.is_some()),
+                    unenforced: attachment.and_then(|a| a.vf.as_ref()).map(|vf| vf.ifname.clone()),
                 }
             })
             .collect()

@@ -6,6 +6,7 @@ use super::attachments::Attachments;
 use super::carriers::Carriers;
 use super::cluster::{Unwatched, Watched};
 use super::control::{Control, Link, Message, Parts};
+use super::cores::Cores;
 use super::driven::Driven;
 use super::flow_files;
 use super::guard::Guard;
@@ -15,6 +16,7 @@ use super::pods::FIRST_POD_PORT;
 use super::reports::Node;
 use super::resume::{Phases, Prepared};
 use super::uplink;
+use super::vfs::{self, Vfs};
 use crate::api;
 use anyhow::{Context, Result, anyhow};
 use crossbeam::channel::{Receiver, Sender, unbounded};
@@ -23,7 +25,7 @@ use sluice_cni::pending::PendingDels;
 use sluice_cni::protocol::Verb;
 use sluice_ctrl::carriers::Outcome;
 use sluice_ctrl::compile::{HostPort, Knobs, LocalView, Uplink};
-use sluice_ctrl::config::{Config, Source, UplinkDriver, Workers};
+use sluice_ctrl::config::{Config, Source, UplinkDriver};
 use sluice_ctrl::ipam::Ipam;
 use sluice_ctrl::publish::Publisher;
 use sluice_engine::Shared;
@@ -172,16 +174,25 @@ fn assemble(config: Config, started: Instant) -> Result<(Link, Receiver<Message>
     notes.save()?;
 
     // What takes long and hangs on nothing else is done side by side; DPDK receives into the pool, so it comes after it.
+    let cores = Cores::plan(&config)?;
     let new_pool = || FramePool::new(PoolOptions { frames: FRAMES, huge_pages: true });
     let (pool, uplink) = if on_kernel {
         let (made, loaded) = std::thread::scope(|scope| {
-            let made = scope.spawn(new_pool);
+            let made = scope.spawn(|| {
+                // Whoever touches memory first decides on which NUMA node it lies.
+                cores.go_home();
+                new_pool()
+            });
             let loaded = uplink::load(&config);
             (made.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), loaded)
         });
         (made?, Driven::Xdp(Box::new(loaded?)))
     } else {
         let pool = new_pool()?;
+        let card = config.ports.uplink.device.as_deref().filter(|device| sluice_machine::pci::is_address(device));
+        if let (Some(card), true) = (card, cfg!(feature = "dpdk")) {
+            vfs::take_uplink(&config, card, &netns)?;
+        }
         let uplink = Driven::load(&config, &netns, &pool)?;
         (pool, uplink)
     };
@@ -205,10 +216,10 @@ fn assemble(config: Config, started: Instant) -> Result<(Link, Receiver<Message>
     let folder = flow_files::folder(config.flows.path.as_deref(), &config.socket);
     let shared = Shared::with_clients(config.flows.max, flow_files::clients(&folder));
     let publisher = Publisher::new(sluice_ctrl::compile::empty(&view, &Knobs::from(&config)));
-    let cpus = cpus(&config.workers);
     let umem = Umem::new(&pool);
     let attachments = Attachments::open(&config.state_dir, FIRST_POD_PORT)?;
     let ipam = Ipam::open(&config.state_dir, Vec::new())?;
+    let vfs = Vfs::new(&config)?;
     let (sender, inbox): (Sender<Message>, _) = unbounded();
     let parts = Parts {
         config,
@@ -218,7 +229,8 @@ fn assemble(config: Config, started: Instant) -> Result<(Link, Receiver<Message>
         view,
         publisher,
         workers: Vec::new(),
-        cpus,
+        cores,
+        vfs,
         shared,
         pool,
         uplink: None,
@@ -236,7 +248,7 @@ fn assemble(config: Config, started: Instant) -> Result<(Link, Receiver<Message>
 
 /// How many workers this configuration gives.
 pub fn worker_count(config: &Config) -> u16 {
-    cpus(&config.workers).len() as u16
+    Cores::plan(config).map_or(1, |cores| cores.cpus().len() as u16)
 }
 
 /// Folders that the agent makes where they are not there. That of the state itself is not among them: it goes whole.
@@ -244,23 +256,6 @@ fn folders(config: &Config) -> impl Iterator<Item = &Path> {
     let around = [config.state_dir.parent(), config.socket.parent()].into_iter().flatten();
     let runtime = [config.cni.conf_dir.as_path(), config.cni.bin_dir.as_path()];
     around.chain(runtime.into_iter().filter(|_| super::install::is_wanted(config)))
-}
-
-/// CPUs for the workers: all but the first, where there is more than one.
-fn cpus(workers: &Workers) -> Vec<Option<usize>> {
-    match workers {
-        Workers::Cpus(list) => list.iter().map(|cpu| Some(usize::from(*cpu))).collect(),
-        Workers::Auto => {
-            let mut all: Vec<usize> =
-                core_affinity::get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect();
-            all.sort_unstable();
-            match all.len() {
-                0 => vec![None],
-                1 => vec![Some(all[0])],
-                _ => all.into_iter().skip(1).map(Some).collect(),
-            }
-        }
-    }
 }
 
 /// Finishes DELs and GCs that came while no agent was there.
@@ -329,15 +324,19 @@ pub fn cleanup(config: &Config) -> Result<()> {
         super::install::remove(installed)?;
     }
     let attachments = Attachments::open(&config.state_dir, FIRST_POD_PORT)?;
-    for attachment in attachments.iter() {
-        if let Ok(ns) = Netns::open(&attachment.netns)
-            && ns.inode() == attachment.netns_inode
-        {
-            sluice_hostnet::delete_link(&ns, &attachment.ifname)?;
-        }
-        if let Some(fast) = &attachment.fast {
-            fast.remove()?;
-        }
+    let pods = attachments.iter().filter_map(|a| {
+        let ns = Netns::open(&a.netns).ok().filter(|ns| ns.inode() == a.netns_inode)?;
+        Some((a, ns))
+    });
+    let pods: Vec<_> = pods.collect();
+    // Before pods lose anything: what of a VF cannot be given back stands in the way of the rest, and the command may be repeated.
+    let spaces: Vec<(String, &Netns)> = pods.iter().map(|(a, ns)| (a.container.clone(), ns)).collect();
+    vfs::give_back_all(config, &netns, &spaces)?;
+    for (attachment, ns) in &pods {
+        sluice_hostnet::delete_link(ns, &attachment.ifname)?;
+    }
+    for fast in attachments.iter().filter_map(|a| a.fast.as_ref()) {
+        fast.remove()?;
     }
     if let Some(name) = &notes.found.uplink {
         uplink::remove(name)?;

@@ -17,7 +17,7 @@ use sluice_port::{PortMode, PortStats, Queue};
 use sluice_tables::RuleId;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -120,6 +120,7 @@ pub struct Handle {
     pub counters: Arc<Counters>,
     alive: Arc<AtomicBool>,
     beat: Arc<AtomicU64>,
+    pinned: Arc<AtomicI32>,
 }
 
 impl Handle {
@@ -140,22 +141,32 @@ impl Handle {
             idle,
             beat: beat.clone(),
         };
-        let living = Alive(alive.clone());
+        let pinned = Arc::new(AtomicI32::new(0));
+        let (living, own) = (Alive(alive.clone()), pinned.clone());
         let thread = std::thread::Builder::new().name(format!("worker-{id}")).spawn(move || {
             let _living = living;
-            if let Some(cpu) = cpu
-                && !core_affinity::set_for_current(core_affinity::CoreId { id: cpu })
-            {
-                tracing::warn!(worker = id, cpu, "cannot pin the worker; it runs where the scheduler puts it");
+            match cpu {
+                Some(cpu) if core_affinity::set_for_current(core_affinity::CoreId { id: cpu }) => {
+                    own.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Release);
+                }
+                Some(cpu) => {
+                    tracing::warn!(worker = id, cpu, "cannot pin the worker; it runs where the scheduler puts it")
+                }
+                None => {}
             }
             thread.run();
         })?;
-        Ok(Handle { commands, wake, asleep, thread: Some(thread), counters, alive, beat })
+        Ok(Handle { commands, wake, asleep, thread: Some(thread), counters, alive, beat, pinned })
     }
 
     /// Whether its thread runs.
     pub fn is_alive(&self) -> bool {
         self.alive.load(Ordering::Relaxed)
+    }
+
+    /// The kernel's number of its thread, once it is pinned; none where it is not.
+    pub fn thread_id(&self) -> Option<i32> {
+        Some(self.pinned.load(Ordering::Acquire)).filter(|id| *id != 0 && self.is_alive())
     }
 
     /// Counts turns, slowly; stands still if the worker hangs.

@@ -49,7 +49,7 @@ impl Agent for Fake {
             problems: if state == State::Degraded { vec![broken] } else { Vec::new() },
             generation: 4,
             applied_generation: 4,
-            workers: vec![WorkerReport { id: 0, cpu: Some(1), alive: true, busy_ratio: 0.5 }],
+            workers: vec![WorkerReport { id: 0, cpu: Some(1), alive: true, busy_ratio: 0.5, ..Default::default() }],
             ports: vec![PortReport {
                 name: "uplink0".into(),
                 driver: "af_xdp".into(),
@@ -91,6 +91,19 @@ impl Agent for Fake {
             accepted: true,
             ..Default::default()
         }]
+    }
+
+    fn vfs(&self) -> Vec<VfReport> {
+        let vf = |address: &str, state: &str, owner: &str| VfReport {
+            address: address.into(),
+            pf: Some("0000:3b:00.0".into()),
+            index: Some(0),
+            state: state.into(),
+            owner: owner.into(),
+            enforced: state != "pod",
+            ..Default::default()
+        };
+        vec![vf("0000:3b:00.2", "pod", "pod shop/web-0 (sandbox c1)"), vf("0000:3b:00.3", "free", "")]
     }
 
     fn flows(&self, filter: &FlowFilter, limit: usize) -> FlowsReport {

@@ -7,7 +7,7 @@ mod units;
 
 pub use sections::{
     Cidrs, Cni, CniInstall, DenyAction, Flows, Guard, GuardCheck, HostPort, Idle, Liveness, Masquerade, PodDriver,
-    PodPorts, PolicySettings, Ports, ServiceSettings, Source, Timeouts, Uplink, UplinkDriver, Vxlan, XdpMode,
+    PodPorts, PolicySettings, Ports, ServiceSettings, Source, Timeouts, Uplink, UplinkDriver, Vfs, Vxlan, XdpMode,
 };
 pub use units::{Queues, Seconds, Workers};
 
@@ -95,6 +95,8 @@ pub struct Config {
     pub cni: Cni,
     /// The dead man's switch of the uplink.
     pub guard: Guard,
+    /// Virtual functions.
+    pub vfs: Vfs,
 }
 
 impl Default for Config {
@@ -126,6 +128,7 @@ impl Config {
             metrics: SocketAddr::from((Ipv4Addr::LOCALHOST, 9765)),
             cni: Cni::default(),
             guard: Guard::default(),
+            vfs: Vfs::default(),
         }
     }
 
@@ -203,6 +206,12 @@ impl Config {
             if !folder.is_absolute() {
                 return no(field, "must be an absolute path".to_owned());
             }
+        }
+        if !self.vfs.root.is_absolute() {
+            return no("vfs.root", "must be an absolute path".to_owned());
+        }
+        if let Some(name) = self.vfs.devices.iter().find(|n| n.is_empty() || *n == "any") {
+            return no("vfs.devices", format!("{name:?} is neither an interface, a PCI address nor a resource"));
         }
         if self.cni.conf_name.contains('/') || !self.cni.conf_name.ends_with(".conflist") {
             return no(
@@ -293,6 +302,7 @@ struct Document {
     metrics: Option<SocketAddr>,
     cni: Cni,
     guard: Guard,
+    vfs: Vfs,
 }
 
 #[derive(Default, Deserialize)]
@@ -349,6 +359,7 @@ impl Document {
             metrics: self.metrics.unwrap_or(defaults.metrics),
             cni: self.cni,
             guard: self.guard,
+            vfs: self.vfs,
             node,
         })
     }
@@ -405,6 +416,7 @@ state_dir: /var/lib/sluicegate/NODE
 metrics: 127.0.0.1:9765
 cni: { install: auto, conf_dir: /etc/cni/net.d, conf_name: 10-sluicegate.conflist, bin_dir: /opt/cni/bin }
 guard: { check: auto, after: 60s }
+vfs: { devices: [], bare_pods: [], root: / }
 "#;
 
     #[test]
@@ -468,6 +480,8 @@ guard: { check: auto, after: 60s }
             ("source: {kind: manifests}", "c.yaml: source.path: "),
             ("source: {path: x}", "c.yaml: source.path: "),
             ("vxlan: {vni: 16777216}", "c.yaml: vxlan.vni: "),
+            ("vfs: {root: x}", "c.yaml: vfs.root: "),
+            ("vfs: {devices: [any]}", "c.yaml: vfs.devices: "),
             ("vxlan: {port: 30001}", "c.yaml: node_ports: "),
             ("masquerade: {ports: 32000-33000}", "c.yaml: masquerade.ports: "),
             ("masquerade: {ports: 40000-40010}", "c.yaml: masquerade.ports: "),

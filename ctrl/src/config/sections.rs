@@ -365,6 +365,25 @@ impl Default for Cni {
     }
 }
 
+/// Virtual functions, and devices for userspace drivers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Vfs {
+    /// What may be taken: PFs by interface or PCI address (their VFs), VFs by PCI address, resources of a device plugin or DRA
+    /// driver as `vendor.com/name`. Empty: nothing.
+    pub devices: Vec<String>,
+    /// Namespaces whose pods may ask for a bare VF, past policy and Services. Empty: none.
+    pub bare_pods: Vec<String>,
+    /// The host's root folder as the agent sees it, for devices and their claims.
+    pub root: PathBuf,
+}
+
+impl Default for Vfs {
+    fn default() -> Self {
+        Vfs { devices: Vec::new(), bare_pods: Vec::new(), root: "/".into() }
+    }
+}
+
 /// What must stay reachable after the uplink was attached to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum GuardCheck {

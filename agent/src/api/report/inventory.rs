@@ -81,6 +81,8 @@ pub struct PodReport {
     pub ingress_isolated: bool,
     /// Whether a policy selects it for egress.
     pub egress_isolated: bool,
+    /// Its interface that is a bare VF: policy, Services and source checks do not see its packets. None for most pods.
+    pub unenforced: Option<String>,
 }
 
 /// One policy; `GET /v1/policies` gives a list.

@@ -8,9 +8,11 @@ mod flows;
 mod inventory;
 mod status;
 mod trial;
+mod vfs;
 
 pub use counters::{CounterReport, PortCounters, VERDICTS, WorkerCounters};
 pub use flows::{DEFAULT_FLOWS, FlowFilter, FlowReport, FlowsReport, MAX_FLOWS, ObserveEvent, ObserveFilter};
 pub use inventory::{BackendReport, FrontendReport, HealthCheckReport, PodReport, PolicyReport, ServiceReport};
 pub use status::{GenerationReport, IpamReport, PoolReport, PortReport, State, StatusReport, WorkerReport};
 pub use trial::{TryChange, TryReport, TryRequest};
+pub use vfs::{VF_STATES, VfReport};

@@ -80,6 +80,8 @@ pub struct StatusReport {
     pub unready: Option<String>,
     /// What is worth knowing and not wrong.
     pub notes: Vec<String>,
+    /// Periods since the start in which the kernel stopped the agent for its CPU quota; none where there is no quota.
+    pub cpu_throttled_periods: Option<u64>,
 }
 
 /// One worker.
@@ -94,6 +96,12 @@ pub struct WorkerReport {
     pub alive: bool,
     /// Part of its turns that found work, 0 to 1.
     pub busy_ratio: f64,
+    /// The NUMA node of its CPU; none where the machine could not be read.
+    pub numa_node: Option<u32>,
+    /// Whether the uplink's device is on another NUMA node.
+    pub cross_numa: bool,
+    /// How often its thread was found moved to other CPUs by another program.
+    pub moved: u64,
 }
 
 /// One port.
