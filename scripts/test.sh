@@ -23,6 +23,7 @@ step "lints" cargo clippy --workspace --all-targets -- -D warnings
 step "unit and property" cargo test --workspace --no-fail-fast
 step "programs" cargo build --workspace --bins
 step "replay stories" "$python" tests/replay/run.py --sluice "$target/debug/sluice"
+step "instructions" "$python" benches/instructions.py --sluice "$target/debug/sluice" --profile debug
 step "end to end" "$python" tests/e2e/run.py --bin-dir "$target/debug"
 step "deployment" "$python" tests/deploy/run.py --bin-dir "$target/debug"
 step "gateways" "$python" tests/e2e/gateways.py --bin-dir "$target/debug"
@@ -33,6 +34,9 @@ if pkg-config --exists libdpdk; then
     step "dpdk" cargo test -p sluice-dpdk --features dpdk
     step "dpdk programs" cargo build --workspace --bins $with
     step "dpdk end to end" "$python" tests/e2e/dpdk.py --bin-dir "$target/debug"
+else
+    printf '\n=== dpdk: SKIPPED, this distribution has no libdpdk\n'
+    summary+=("dpdk                   SKIPPED: no libdpdk")
 fi
 step "documentation" env RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --workspace --no-deps --document-private-items --quiet
 

@@ -456,8 +456,8 @@ fn names_that_are_said_are_columns_of_a_matrix_cases_of_a_test_and_lines_of_a_di
     let names = now.path().join("names.map");
     std::fs::write(&names, "www.example.org: [198.51.100.7]\n").unwrap();
     let file = ["--dns-file", names.to_str().unwrap()];
-    let done =
-        sluice(&[&["policy", "matrix", "--manifests", manifests, "--port", "443", "-o", "json"][..], &file].concat());
+    let asked = ["policy", "matrix", "--manifests", manifests, "--port", "443", "--each", "-o", "json"];
+    let done = sluice(&[&asked[..], &file].concat());
     let matrix: Value = serde_json::from_slice(&done.stdout).unwrap();
     let cell = |from: &str, to: &str| {
         let cells = matrix["cells"].as_array().unwrap();

@@ -231,7 +231,7 @@ def policies_over_the_limit_are_told_with_the_one_that_has_most_and_open_nothing
             "spec: { podSelector: { matchLabels: { app: pod-1 } }, policyTypes: [Ingress] }\n")
     blocks = ", ".join(f'{{ ipBlock: {{ cidr: "100.64.{n}.0/24" }} }}' for n in range(40))
     wide = ("apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: { name: wide, namespace: default }\n"
-            f"spec: {{ podSelector: {{}}, policyTypes: [Egress], egress: [{{ to: [{blocks}] }}, {{}}] }}\n")
+            f"spec: {{ podSelector: {{ matchLabels: {{ app: pod-0 }} }}, policyTypes: [Ingress], ingress: [{{ from: [{blocks}] }}] }}\n")
     with SmallCluster(bin_dir) as cluster:
         cluster.configure(more="policy: { listed_peers: 30 }\n")
         cluster.write("guard.yaml", deny)

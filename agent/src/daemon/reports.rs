@@ -204,10 +204,12 @@ impl Control {
     /// `GET /v1/status`.
     pub fn status(&self) -> StatusReport {
         let problems = self.problems();
+        // New pods are refused meanwhile, but packets pass by the last good tables.
+        let stands = self.compile_problem.is_some() && !self.workers.is_empty();
         let state = match (self.not_ready(), problems.is_empty()) {
-            (Some(_), _) => State::Starting,
-            (None, true) => State::Ready,
-            (None, false) => State::Degraded,
+            (Some(_), _) if !stands => State::Starting,
+            (_, true) => State::Ready,
+            (_, false) => State::Degraded,
         };
         let workers = self.workers.iter().zip(&self.cpus).enumerate();
         StatusReport {
