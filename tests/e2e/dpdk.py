@@ -283,7 +283,7 @@ def an_uplink_on_dpdk_carries_pods_and_leaves_the_node_its_own(bin_dir):
 def a_sluiced_with_a_wrong_device_says_what_is_wrong(bin_dir):
     with DpdkUplink(bin_dir) as cluster:
         for device, said in (
-            ("0000:ff:1f.7", "there is no PCI device 0000:ff:1f.7"),
+            ("0000:ff:1f.7", "is no network device of this host"),
             ("net_af_xdp0,iface=sg-none", "net_af_xdp0"),
             ("eth9", "names no DPDK device"),
         ):

@@ -4,6 +4,7 @@ use clap::{Args, Parser, Subcommand};
 use sluice_agent::daemon::host::Lacking;
 use sluice_agent::daemon::start;
 use sluice_ctrl::config::{Config, ConfigError, Source};
+use sluice_vf::VfError;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -81,7 +82,7 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     eprintln!("sluiced: {error:#}");
     if error.downcast_ref::<ConfigError>().is_some() {
         ExitCode::from(2)
-    } else if error.downcast_ref::<Lacking>().is_some() {
+    } else if error.downcast_ref::<Lacking>().is_some() || error.downcast_ref::<VfError>().is_some() {
         ExitCode::from(4)
     } else {
         ExitCode::FAILURE

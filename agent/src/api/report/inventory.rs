@@ -102,6 +102,6 @@ pub struct PolicyReport {
     /// Pods of this node that it selects.
     pub selected_pods: Vec<String>,
     /// First packets of flows that its rules have decided here, by `allow`, `deny` and `audit-deny`. What isolation denies
-    /// is no single policy's: see [`CounterReport::policy_verdicts`].
+    /// is no single policy's: see [`CounterReport::policy_verdicts`](super::CounterReport::policy_verdicts).
     pub verdicts: BTreeMap<String, u64>,
 }
