@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import re
-import shutil
 import socket
 import sys
 import tempfile
@@ -24,7 +23,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from namespaces import wait_until  # noqa: E402 (after the path is set)
 from probes import fetch  # noqa: E402
 from servers import payload  # noqa: E402
-from topology import Cluster, NodeSpec, PodSpec  # noqa: E402
+from temporary import TemporaryCluster  # noqa: E402
+from topology import NodeSpec, PodSpec  # noqa: E402
 
 PREFIX = "sg-gw-"
 NODES = [NodeSpec(f"node-{x}", (f"192.0.2.{n}", f"2001:db8::{n}"), (f"10.244.{n}.0/24", f"fd00:10:244:{n}::/64"))
@@ -106,7 +106,7 @@ def expect(holds, text):
         raise AssertionError(text)
 
 
-class Gateways(Cluster):
+class Gateways(TemporaryCluster):
     """The three nodes; as a context they are made and taken down."""
 
     def __init__(self, bin_dir):
@@ -152,14 +152,6 @@ class Gateways(Cluster):
         except BaseException:
             self.__exit__(True)
             raise
-
-    def __exit__(self, kind, *_):
-        if kind:
-            for node in self.nodes:
-                print(f"--- {node}\n{self.processes.log(f'sluiced-{node}', last=25)}", flush=True)
-        for trouble in self.take_down():
-            print(f"     taking down: {trouble}", flush=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def clients(self):
         return [pod for pod in self.pods.values() if pod.spec.node == "node-a"]

@@ -6,13 +6,13 @@ on the bridge between them.
 
 import json
 import os
-import shutil
 import tempfile
 import time
 
 from namespaces import wait_until
 from probes import fetch
-from topology import Cluster, NodeSpec, PodSpec
+from temporary import TemporaryCluster
+from topology import NodeSpec, PodSpec
 
 import gateways
 from kubernetes_node import expect
@@ -68,7 +68,7 @@ def slices(backends):
             for at, version in enumerate((4, 6))]
 
 
-class TwoNodes(Cluster):
+class TwoNodes(TemporaryCluster):
     """As a context they are made and taken down."""
 
     def __init__(self, bin_dir):
@@ -110,14 +110,6 @@ class TwoNodes(Cluster):
         except BaseException:
             self.__exit__(True)
             raise
-
-    def __exit__(self, kind, *_):
-        if kind:
-            for name in self.nodes:
-                print(f"--- {name}\n{self.processes.log(f'sluiced-{name}', last=25)}", flush=True)
-        for trouble in self.take_down():
-            print(f"     taking down: {trouble}", flush=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def ask(self, path, body=None):
         send = ["--data-binary", json.dumps(body), "-H", "Content-Type: application/json"] if body is not None else []

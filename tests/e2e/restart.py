@@ -6,7 +6,6 @@
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -17,7 +16,8 @@ from small_cluster import SmallCluster, pod_manifest
 from namespaces import wait_until
 from probes import Conversation, Refused, Silence, bracket, fetch
 from servers import payload
-from topology import Cluster, NodeSpec, PodSpec, of_family
+from temporary import TemporaryCluster
+from topology import NodeSpec, PodSpec, of_family
 
 NODES = [
     NodeSpec("node-a", ("192.0.2.11", "2001:db8::11"), ("10.244.1.0/24", "fd00:10:244:1::/64")),
@@ -101,7 +101,7 @@ def node_manifest(spec):
             f"spec: {{ podCIDR: {spec.pod_cidrs[0]}, podCIDRs: [{cidrs}] }}\nstatus: {{ addresses: [{addresses}] }}\n---\n")
 
 
-class TwoNodes(Cluster):
+class TwoNodes(TemporaryCluster):
     """Two nodes and a host outside, on manifests of their own."""
 
     def __init__(self, bin_dir):
@@ -133,14 +133,6 @@ class TwoNodes(Cluster):
         except BaseException:
             self.__exit__(True)
             raise
-
-    def __exit__(self, kind, *_):
-        if kind:
-            for node in self.nodes:
-                print(f"--- last lines of sluiced's log on {node}\n{self.processes.log(f'sluiced-{node}', last=15)}", flush=True)
-        for trouble in self.take_down():
-            print(f"     taking down: {trouble}", flush=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def everywhere(self):
         """The namespaces of nodes, pods and the host outside."""

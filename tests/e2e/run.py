@@ -166,16 +166,22 @@ spec:
 """
 
 
+def serve_names(cluster, server):
+    """Answers questions for names from a pod; the command that asks one."""
+    resolver = [sys.executable, f"{os.path.dirname(os.path.abspath(__file__))}/resolver.py"]
+    cluster.processes.start("resolver", server.namespace, *resolver, "serve", *server.spec.addresses)
+    listening = lambda: len(server.namespace.run("ss", "-lunH", "sport", "=", ":53").stdout.splitlines()) == 2
+    wait_until("the resolver", listening, 5)
+    return resolver
+
+
 @test
 def a_domain_name_opens_with_its_answer_and_stays_open_over_a_kill(bin_dir):
     with SmallCluster(bin_dir) as cluster:
         cluster.write("named.yaml", NAMED)
         cluster.up()
         client, server = cluster.pods["default/pod-0"], cluster.pods["default/pod-1"]
-        resolver = [sys.executable, f"{os.path.dirname(os.path.abspath(__file__))}/resolver.py"]
-        cluster.processes.start("resolver", server.namespace, *resolver, "serve", *server.spec.addresses)
-        listening = lambda: len(server.namespace.run("ss", "-lunH", "sport", "=", ":53").stdout.splitlines()) == 2
-        wait_until("the resolver", listening, 5)
+        resolver = serve_names(cluster, server)
 
         def get(version):
             address = server.address(version)
@@ -415,10 +421,7 @@ def a_candidate_with_domain_names_is_judged_by_what_pods_have_learned(bin_dir):
         cluster.write("named.yaml", NAMED)
         cluster.up()
         client, server = cluster.pods["default/pod-0"], cluster.pods["default/pod-1"]
-        resolver = [sys.executable, f"{os.path.dirname(os.path.abspath(__file__))}/resolver.py"]
-        cluster.processes.start("resolver", server.namespace, *resolver, "serve", *server.spec.addresses)
-        listening = lambda: len(server.namespace.run("ss", "-lunH", "sport", "=", ":53").stdout.splitlines()) == 2
-        wait_until("the resolver", listening, 5)
+        resolver = serve_names(cluster, server)
         address = server.address(4)
         client.namespace.run(*resolver, "ask", address, "www.example.org")
         connection = Conversation(client.namespace, address)

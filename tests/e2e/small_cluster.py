@@ -2,14 +2,14 @@
 
 import ipaddress
 import os
-import shutil
 import sys
 import tempfile
 
 DEMO = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "demo")
 sys.path.insert(0, DEMO)
 
-from topology import Cluster, NodeSpec, PodSpec  # noqa: E402 (after the path is set)
+from temporary import TemporaryCluster  # noqa: E402 (after the path is set)
+from topology import NodeSpec, PodSpec  # noqa: E402 (after the path is set)
 
 PREFIX = "sg-e2e-"
 NODE = NodeSpec("node-a", ("192.0.2.11", "2001:db8::11"), ("10.244.1.0/24", "fd00:10:244:1::/64"))
@@ -61,7 +61,7 @@ def pods(count):
     return [PodSpec(f"default/pod-{i}", "node-a", (str(v4[first + i]), str(v6[first + i]))) for i in range(count)]
 
 
-class SmallCluster(Cluster):
+class SmallCluster(TemporaryCluster):
     """A node and `count` pods. As a context it is made on entering and taken down on leaving."""
 
     def __init__(self, bin_dir, count=2):
@@ -108,10 +108,3 @@ class SmallCluster(Cluster):
             pod.attach()
             pod.serve()
         return self
-
-    def __exit__(self, kind, *_):
-        if kind:
-            print(f"--- last lines of sluiced's log\n{self.processes.log('sluiced-node-a', last=20)}", flush=True)
-        for trouble in self.take_down():
-            print(f"     taking down: {trouble}", flush=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
